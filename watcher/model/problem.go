@@ -1,0 +1,44 @@
+package model
+
+import "cmp"
+
+// A Reason is the CamelCase word that names a kind of Problem; it is a metric label and an Event reason.
+type Reason string
+
+// The reasons.
+const (
+	ReasonInvalidField       Reason = "InvalidField"       // a value that the API server would not have taken, or that cannot be read
+	ReasonUnsupported        Reason = "Unsupported"        // a valid value that Sallyport does not honour
+	ReasonServiceNotFound    Reason = "ServiceNotFound"    // a route names a Service that does not exist
+	ReasonPortNotFound       Reason = "PortNotFound"       // a route names a port that its Service does not have
+	ReasonNoNodePort         Reason = "NoNodePort"         // reach nodes, and the service port has no nodePort
+	ReasonDuplicateRoute     Reason = "DuplicateRoute"     // an older object has the same host and path
+	ReasonNoAddressRequested Reason = "NoAddressRequested" // a LoadBalancer Service that asks for no address
+	ReasonAddressNotInPool   Reason = "AddressNotInPool"   // an address asked for that no pool contains
+	ReasonAddressInUse       Reason = "AddressInUse"       // an address asked for that an older Service holds
+	ReasonPortConflict       Reason = "PortConflict"       // a NodePort equal to a port that the edge listens on itself
+)
+
+// A Problem is an object or field that cannot be honoured, with its reason. The rest of the object, and every
+// other object, is served.
+type Problem struct {
+	Object  ObjectRef
+	Field   string `json:",omitempty"` // path as in kubectl explain, such as "spec.rules[0].http.paths[1].backend.service.port.name"
+	Reason  Reason
+	Message string // what is wrong and what to do, for a person
+}
+
+// Compare orders by object, field, reason, message.
+func (p Problem) Compare(o Problem) int {
+	return cmp.Or(p.Object.Compare(o.Object), cmp.Compare(p.Field, o.Field),
+		cmp.Compare(p.Reason, o.Reason), cmp.Compare(p.Message, o.Message))
+}
+
+// String gives "object: field: message (Reason)".
+func (p Problem) String() string {
+	s := p.Object.String() + ": "
+	if p.Field != "" {
+		s += p.Field + ": "
+	}
+	return s + p.Message + " (" + string(p.Reason) + ")"
+}
