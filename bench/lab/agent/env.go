@@ -1,0 +1,163 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// labMarker is the variable by which the lab finds its processes again; pods inherit it from the agent.
+const labMarker = "SALLYPORT_LAB_NAME"
+
+// searchPath is the PATH of every container.
+const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// environment is the variables of one container: by name to expand $(NAME), and in order for the process.
+type environment struct {
+	values map[string]string
+	names  []string
+}
+
+func (e *environment) set(name, value string) {
+	if _, ok := e.values[name]; !ok {
+		e.names = append(e.names, name)
+	}
+	e.values[name] = value
+}
+
+// list returns NAME=value pairs as execve takes them.
+func (e *environment) list() []string {
+	pairs := make([]string, len(e.names))
+	for i, name := range e.names {
+		pairs[i] = name + "=" + e.values[name]
+	}
+	return pairs
+}
+
+// podFacts is what the downward API tells a container beyond the Pod object itself.
+type podFacts struct {
+	hostname string
+	hostIP   netip.Addr
+	podIPs   []netip.Addr
+}
+
+// containerEnv computes a container's environment. A value may refer to variables set before it.
+func containerEnv(pod *corev1.Pod, c *corev1.Container, facts podFacts) (*environment, error) {
+	env := &environment{values: map[string]string{}}
+	env.set("PATH", searchPath)
+	env.set("HOSTNAME", facts.hostname)
+	if name, ok := os.LookupEnv(labMarker); ok {
+		env.set(labMarker, name)
+	}
+	if len(c.EnvFrom) > 0 {
+		return nil, fmt.Errorf("container %q: envFrom is not supported by the lab's node agent", c.Name)
+	}
+	for i := range c.Env {
+		v := &c.Env[i]
+		value, err := envValue(pod, v, facts, env.values)
+		if err != nil {
+			return nil, fmt.Errorf("container %q: env %q: %w", c.Name, v.Name, err)
+		}
+		env.set(v.Name, value)
+	}
+	return env, nil
+}
+
+func envValue(pod *corev1.Pod, v *corev1.EnvVar, facts podFacts, known map[string]string) (string, error) {
+	switch {
+	case v.ValueFrom == nil:
+		return expand(v.Value, known), nil
+	case v.ValueFrom.FieldRef != nil:
+		return fieldValue(pod, v.ValueFrom.FieldRef.FieldPath, facts)
+	}
+	return "", fmt.Errorf("valueFrom supports only fieldRef in the lab's node agent")
+}
+
+// fieldValue answers a fieldRef of the downward API (EnvVarSource.fieldRef).
+func fieldValue(pod *corev1.Pod, fieldPath string, facts podFacts) (string, error) {
+	switch fieldPath {
+	case "metadata.name":
+		return pod.Name, nil
+	case "metadata.namespace":
+		return pod.Namespace, nil
+	case "metadata.uid":
+		return string(pod.UID), nil
+	case "spec.nodeName":
+		return pod.Spec.NodeName, nil
+	case "spec.serviceAccountName":
+		return pod.Spec.ServiceAccountName, nil
+	case "status.hostIP", "status.hostIPs":
+		return facts.hostIP.String(), nil
+	case "status.podIP":
+		return joinAddrs(facts.podIPs[:min(1, len(facts.podIPs))]), nil
+	case "status.podIPs":
+		return joinAddrs(facts.podIPs), nil
+	}
+	if key, ok := subscript(fieldPath, "metadata.labels"); ok {
+		return pod.Labels[key], nil
+	}
+	if key, ok := subscript(fieldPath, "metadata.annotations"); ok {
+		return pod.Annotations[key], nil
+	}
+	return "", fmt.Errorf("fieldRef %q is not supported", fieldPath)
+}
+
+// subscript returns KEY of field['KEY'].
+func subscript(fieldPath, field string) (key string, ok bool) {
+	rest, ok := strings.CutPrefix(fieldPath, field+"['")
+	if !ok {
+		return "", false
+	}
+	return strings.CutSuffix(rest, "']")
+}
+
+func joinAddrs(addrs []netip.Addr) string {
+	words := make([]string, len(addrs))
+	for i, a := range addrs {
+		words[i] = a.String()
+	}
+	return strings.Join(words, ",")
+}
+
+func expandAll(words []string, known map[string]string) []string {
+	out := make([]string, len(words))
+	for i, word := range words {
+		out[i] = expand(word, known)
+	}
+	return out
+}
+
+// expand replaces $(NAME) by the variable's value. $$ is a literal $, and a reference to an unknown variable stays
+// as it is (Container.args in the API reference).
+func expand(s string, known map[string]string) string {
+	var out strings.Builder
+	for {
+		i := strings.IndexByte(s, '$')
+		if i < 0 || i+1 == len(s) {
+			out.WriteString(s)
+			return out.String()
+		}
+		out.WriteString(s[:i])
+		text, size := reference(s[i:], known)
+		out.WriteString(text)
+		s = s[i+size:]
+	}
+}
+
+// reference expands the $ at the start of s and returns how many bytes of s it stands for.
+func reference(s string, known map[string]string) (text string, size int) {
+	if s[1] == '$' {
+		return "$", 2
+	}
+	end := strings.IndexByte(s, ')')
+	if s[1] != '(' || end < 0 {
+		return s[:1], 1
+	}
+	if value, ok := known[s[2:end]]; ok {
+		return value, end + 1
+	}
+	return s[:end+1], end + 1
+}
