@@ -1,0 +1,53 @@
+# Sallyport. "make help" lists the targets.
+
+LAB_TOOLS = iptables=iptables nft=nftables ip=iproute2 conntrack=conntrack curl=curl git=git
+LINT      = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+VULN      = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+# Tests that need root and the lab fail, rather than skip, when root runs them.
+LAB_ENV   = $(if $(filter 0,$(shell id -u)),SALLYPORT_LAB=required)
+
+run: build ## serve the built-in demo: no cluster, no root
+	bin/sallyport demo
+
+build: ## bin/sallyport
+	@.ci/deps go=golang
+	go build -trimpath -buildvcs=auto -o bin/sallyport ./cmd/sallyport
+
+test: deps lab-build vet ## all tests, the lab's included
+	$(LAB_ENV) go test -race -timeout 30m ./...
+	@echo "make test: vet, unit, kernel and lab tests passed"
+
+unit: ## the tests that need neither root nor the lab
+	go test -race $$(go list ./... | grep -v /bench/)
+
+check: vet lint ## what a change must pass beside the tests
+	go mod tidy -diff
+	go run $(VULN) ./...
+
+vet:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+
+lint: ## golangci-lint with .golangci.yml
+	go run $(LINT) run
+
+golden: ## accept what the code now renders as the golden files (then read the diff)
+	go test ./rules ./watcher/translate -update
+
+bench: ## Go benchmarks; results are ratios of one run, not absolute times
+	go test -run '^$$' -bench . -benchmem ./...
+
+lab: deps lab-build ## a real cluster in network namespaces; stays until Ctrl-C
+	go run ./bench/lab up
+
+lab-build:
+	go run ./bench/lab build
+
+deps:
+	@.ci/deps $(LAB_TOOLS)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: run build test unit check vet lint golden bench lab lab-build deps help
+.DEFAULT_GOAL := help

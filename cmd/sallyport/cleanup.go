@@ -1,0 +1,39 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"sallyport/rules"
+)
+
+func newCleanup() *cobra.Command {
+	var f flags
+	cmd := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove every rule, route, link and address of Sallyport from this machine",
+		Long: `Remove the chains named SALLY-* and the jumps to them from both iptables backends, the routes to pods that Sallyport made, and
+the link sally0 with its addresses. What others made is not touched. Stop "sallyport run" first.`,
+		Example: "  sallyport cleanup",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.load()
+			if err != nil {
+				return err
+			}
+			o := rulesOptions(c)
+			o.Log = newLogger(cmd.ErrOrStderr(), c.Edge.Log)
+			removed, err := rules.Cleanup(cmd.Context(), o)
+			for _, what := range removed {
+				fmt.Fprintln(cmd.OutOrStdout(), "removed", what)
+			}
+			if err == nil && len(removed) == 0 {
+				fmt.Fprintln(cmd.OutOrStdout(), "nothing to remove")
+			}
+			return err
+		},
+	}
+	f.add(cmd)
+	return cmd
+}

@@ -1,0 +1,146 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"sallyport/lb"
+	"sallyport/watcher/model"
+)
+
+// Check reports what is wrong with a configuration that flags have changed after Parse.
+func (c *Config) Check() error {
+	p := &problems{}
+	c.check(p)
+	return p.err()
+}
+
+// check reports every value that decodes but cannot be honoured, and sets Pools.
+func (c *Config) check(p *problems) {
+	p.oneOf("edge.log.format", c.Edge.Log.Format, "text", "json")
+	p.oneOf("edge.log.level", c.Edge.Log.Level, "debug", "info", "warn", "error")
+	p.oneOf("reach", string(c.Reach), string(model.ReachAuto), string(model.ReachPods), string(model.ReachNodes))
+	p.oneOf("l4.dataplane", c.L4.Dataplane, DataplaneIptables, DataplaneUserspace)
+	p.oneOf("l4.iptablesBackend", c.L4.IptablesBackend, "auto", "nft", "legacy")
+	p.oneOf("l4.snat", c.L4.SNAT, "always")
+	c.checkClusters(p)
+	p.prefixes("l4.nodePortAddresses", c.L4.NodePortAddresses)
+	c.checkL7(p)
+	c.Pools = c.pools(p)
+}
+
+func (c *Config) checkClusters(p *problems) {
+	if len(c.Clusters) > 1 {
+		p.add("clusters[1]", "only one cluster is served by an edge: remove the others, or run an edge for each")
+	}
+}
+
+func (c *Config) checkL7(p *problems) {
+	if c.L7.Enabled && c.L7.HTTPPort == 0 {
+		p.add("l7.httpPort", "0 is not a port: give one from 1 to 65535, or set l7.enabled: false")
+	}
+	if c.L7.Enabled && len(c.L7.Addresses) == 0 {
+		p.add("l7.addresses", "empty: name an IP address of this machine, or %q for all of them", EdgeAddresses)
+	}
+	for i, a := range c.L7.Addresses {
+		if _, err := netip.ParseAddr(a); err != nil && a != EdgeAddresses {
+			p.add(fmt.Sprintf("l7.addresses[%d]", i), "%q is neither an IP address nor %q", a, EdgeAddresses)
+		}
+	}
+	if c.L7.MaxRequestHeaderBytes < 1024 {
+		p.add("l7.maxRequestHeaderBytes", "%d is too small for real clients: give at least 1024", c.L7.MaxRequestHeaderBytes)
+	}
+	p.prefixes("l7.trustedProxies", c.L7.TrustedProxies)
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+	}{
+		{"l7.requestHeaderTimeout", c.L7.RequestHeaderTimeout}, {"l7.idleTimeout", c.L7.IdleTimeout},
+		{"l7.connectTimeout", c.L7.ConnectTimeout}, {"l7.responseHeaderTimeout", c.L7.ResponseHeaderTimeout},
+		{"l7.drainTime", c.L7.DrainTime},
+	} {
+		if d.value <= 0 {
+			p.add(d.key, "%v is not a time to wait: give a positive duration such as 10s", d.value)
+		}
+	}
+}
+
+func (p *problems) oneOf(key, got string, allowed ...string) {
+	if !slices.Contains(allowed, got) {
+		p.add(key, "%q is not known: use %s", got, strings.Join(allowed, " or "))
+	}
+}
+
+// prefixes refuses CIDRs with host bits: whoever writes 10.0.0.1/24 means either a host or a network.
+func (p *problems) prefixes(key string, list []netip.Prefix) {
+	for i, x := range list {
+		if x != x.Masked() {
+			p.add(fmt.Sprintf("%s[%d]", key, i), "%v has host bits set; did you mean %v?", x, x.Masked())
+		}
+	}
+}
+
+// pools parses loadBalancer.ipAddressPools.
+func (c *Config) pools(p *problems) []lb.Pool {
+	var out []lb.Pool
+	names := map[string]int{}
+	for i, ip := range c.LoadBalancer.IPAddressPools {
+		key := fmt.Sprintf("loadBalancer.ipAddressPools[%d]", i)
+		if ip.Name == "" {
+			p.add(key+".name", "missing: give the pool a name")
+		}
+		if first, again := names[ip.Name]; again {
+			p.add(key+".name", "%q is also the name of ipAddressPools[%d]: names are unique", ip.Name, first)
+		}
+		names[ip.Name] = i
+		out = append(out, lb.Pool{Name: ip.Name, Ranges: p.ranges(key, ip.Addresses, out)})
+	}
+	return out
+}
+
+// ranges parses one pool's addresses, which must not overlap each other or an earlier pool's.
+func (p *problems) ranges(key string, addresses []string, earlier []lb.Pool) []lb.Range {
+	var out []lb.Range
+	if len(addresses) == 0 {
+		p.add(key+".addresses", "empty: give CIDRs or ranges, such as 192.0.2.0/28 or 192.0.2.10-192.0.2.19")
+	}
+	for i, text := range addresses {
+		at := fmt.Sprintf("%s.addresses[%d]", key, i)
+		r, err := lb.ParseRange(text)
+		if err != nil {
+			p.add(at, "%v", err)
+			continue
+		}
+		if other := overlapping(r, append(slices.Clone(earlier), lb.Pool{Name: "", Ranges: out})); other != "" {
+			p.add(at, "%s overlaps %s: an address belongs to one pool", text, other)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// overlapping names the range that r has addresses in common with, or "".
+func overlapping(r lb.Range, pools []lb.Pool) string {
+	for _, pool := range pools {
+		for _, o := range pool.Ranges {
+			if !r.Overlaps(o) {
+				continue
+			}
+			if pool.Name == "" {
+				return fmt.Sprintf("%v of the same pool", o)
+			}
+			return fmt.Sprintf("%v of pool %q", o, pool.Name)
+		}
+	}
+	return ""
+}
+
+func hostPort(host string, port uint16) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}

@@ -1,0 +1,150 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestParseErrors(t *testing.T) {
+	for _, tt := range []struct{ name, in, want string }{
+		{"empty file", "", "<nil>"},
+		{"only comments", "# nothing\n", "<nil>"},
+		{"key without value", "l7:\nedge:\n  log:\n", "<nil>"},
+		{"a number as name", "edge:\n  name: 7\n", "<nil>"},
+		{"not YAML", "edge: [", "f.yaml: line 1: did not find expected node content"},
+		{"not a mapping", "- edge\n", "f.yaml:1: the file: expected keys and values: edge, clusters, reach, loadBalancer, l4, l7"},
+		{"unknown key", "l4:\n  dataplan: x\n", "f.yaml:2: l4.dataplan: unknown key; did you mean dataplane?"},
+		{"unknown key in another spelling", "load_balancer:\n", "f.yaml:1: load_balancer: unknown key; did you mean loadBalancer?"},
+		{"unknown key of nothing known", "edge:\n  colour: red\n", "f.yaml:2: edge.colour: unknown key; known here: name, admin, log"},
+		{"given twice", "reach: pods\nreach: nodes\n", "f.yaml:2: reach: given twice, first on line 1: remove one"},
+		{"list expected", "l7:\n  addresses: edge\n", "f.yaml:2: l7.addresses: expected a list: write each value on a line of its own behind \"- \""},
+		{"value expected", "reach: [pods]\n", "f.yaml:1: reach: expected one value, a text"},
+		{"bad duration", "l7:\n  drainTime: ten\n", "f.yaml:2: l7.drainTime: \"ten\" is not a duration such as 10s"},
+		{"bad port", "l7:\n  httpPort: 70000\n", "f.yaml:2: l7.httpPort: \"70000\" is not a number from 0 to 65535"},
+		{"bad prefix", "l4:\n  nodePortAddresses:\n  - 192.0.2.1\n", "f.yaml:3: l4.nodePortAddresses[0]: \"192.0.2.1\" is not a CIDR such as 192.0.2.0/24"},
+		{"host bits", "l7:\n  trustedProxies: [10.0.0.1/24]\n", "f.yaml:2: l7.trustedProxies[0]: 10.0.0.1/24 has host bits set; did you mean 10.0.0.0/24?"},
+		{"not in the list", "reach: direct\n", "f.yaml:1: reach: \"direct\" is not known: use auto or pods or nodes"},
+		{"two clusters", "clusters:\n- name: a\n- name: b\n", "f.yaml:3: clusters[1]: only one cluster is served by an edge: remove the others, or run an edge for each"},
+		{"zero port", "l7:\n  httpPort: 0\n", "f.yaml:2: l7.httpPort: 0 is not a port: give one from 1 to 65535, or set l7.enabled: false"},
+		{"no L7 address", "l7:\n  addresses: []\n", "f.yaml:2: l7.addresses: empty: name an IP address of this machine, or \"edge\" for all of them"},
+		{"bad L7 address", "l7:\n  addresses: [eth0]\n", "f.yaml:2: l7.addresses[0]: \"eth0\" is neither an IP address nor \"edge\""},
+		{"pool without name", "loadBalancer:\n  ipAddressPools:\n  - addresses: [192.0.2.0/28]\n", "f.yaml:3: loadBalancer.ipAddressPools[0].name: missing: give the pool a name"},
+		{"pool without addresses", "loadBalancer:\n  ipAddressPools:\n  - name: a\n", "f.yaml:3: loadBalancer.ipAddressPools[0].addresses: empty: give CIDRs or ranges, such as 192.0.2.0/28 or 192.0.2.10-192.0.2.19"},
+		{"overlap", "loadBalancer:\n  ipAddressPools:\n  - name: a\n    addresses: [192.0.2.0/28]\n  - name: b\n    addresses: [192.0.2.15-192.0.2.20]\n",
+			"f.yaml:6: loadBalancer.ipAddressPools[1].addresses[0]: 192.0.2.15-192.0.2.20 overlaps 192.0.2.0/28 of pool \"a\": an address belongs to one pool"},
+		{"two errors", "reach: x\nl4:\n  snat: never\n", "f.yaml:1: reach: \"x\" is not known: use auto or pods or nodes\nf.yaml:3: l4.snat: \"never\" is not known: use always"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Parse("f.yaml", []byte(tt.in))
+			if got := fmt.Sprint(err); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestParseSetsWhatTheFileSays(t *testing.T) {
+	c, err := Parse("f.yaml", []byte("edge: {name: a, admin: {address: '[::1]:1'}}\nl7: {httpPort: 8080, addresses: [edge, 192.0.2.1], idleTimeout: 5s}\n"+
+		"loadBalancer: {ipAddressPools: [{name: p, addresses: [192.0.2.0/28, 198.51.100.1-198.51.100.9]}]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Edge.Name != "a" || c.Edge.Admin.Address.Port() != 1 || c.L7.IdleTimeout != 5*time.Second || c.L7.DrainTime != 10*time.Second {
+		t.Errorf("got %+v", c)
+	}
+	if got := fmt.Sprint(c.L7.ListenAddresses()); got != "[:8080 192.0.2.1:8080]" {
+		t.Errorf("listens on %s", got)
+	}
+	if len(c.Pools) != 1 || len(c.Pools[0].Ranges) != 2 {
+		t.Errorf("pools %v", c.Pools)
+	}
+}
+
+func TestLoadNamesTheFileThatIsMissing(t *testing.T) {
+	_, err := Load("/nonexistent/sallyport.yaml")
+	if err == nil || !strings.Contains(err.Error(), "/nonexistent/sallyport.yaml") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestSampleIsTheDefault(t *testing.T) {
+	const file = "../../../deploy/sallyport.yaml"
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Parse(file, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g, w := fmt.Sprintf("%+v", got), fmt.Sprintf("%+v", Default()); g != w {
+		t.Errorf("the sample is\n%s\nthe default\n%s", g, w)
+	}
+	for key := range documented(reflect.ValueOf(Default()), "") {
+		last := key[strings.LastIndexAny(key, ".]")+1:]
+		if !strings.Contains(string(data), last+":") {
+			t.Errorf("%s is not in the sample", key)
+		}
+	}
+}
+
+// TestEveryKeyIsDocumented holds the table of CONFIGURATION.md to the code: the same keys with the same defaults.
+func TestEveryKeyIsDocumented(t *testing.T) {
+	data, err := os.ReadFile("../../../deploy/CONFIGURATION.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := map[string]string{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z][^`]*)` \\| (.*?) \\| .+ \\|$").FindAllStringSubmatch(string(data), -1) {
+		if !strings.Contains(m[1], "/") { // annotations have a slash
+			table[m[1]] = strings.Trim(m[2], "`")
+		}
+	}
+	want := documented(reflect.ValueOf(Default()), "")
+	if len(want) < 20 {
+		t.Fatalf("only %d keys found in the code", len(want))
+	}
+	for key, value := range want {
+		switch got, ok := table[key]; {
+		case !ok:
+			t.Errorf("%s is not documented", key)
+		case key == "edge.name" || key == "clusters": // depend on the machine: words
+		case got != value && (got != "none" && got != "required" || value != "" && value != "[]"):
+			t.Errorf("%s: default %q in the table, %q in the code", key, got, value)
+		}
+		delete(table, key)
+	}
+	for key := range table {
+		t.Errorf("%s is documented, but not a key", key)
+	}
+}
+
+// documented gives every key of v with its default as text; items of lists are "key[]".
+func documented(v reflect.Value, key string) map[string]string {
+	out := map[string]string{}
+	if v.Kind() != reflect.Struct || v.Type().PkgPath() != reflect.TypeFor[Config]().PkgPath() {
+		out[key] = fmt.Sprint(v)
+		return out
+	}
+	for i := range v.NumField() {
+		name := v.Type().Field(i).Tag.Get("yaml")
+		if name == "-" {
+			continue
+		}
+		f := v.Field(i)
+		path := join(key, name)
+		if f.Kind() == reflect.Slice && f.Type().Elem().PkgPath() == v.Type().PkgPath() {
+			out[path] = fmt.Sprint(f)
+			f, path = reflect.Zero(f.Type().Elem()), path+"[]"
+		}
+		for k, d := range documented(f, path) {
+			out[k] = d
+		}
+	}
+	return out
+}

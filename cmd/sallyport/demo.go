@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	"sallyport/cmd/sallyport/config"
+	"sallyport/cmd/sallyport/demo"
+	"sallyport/watcher"
+	"sallyport/watcher/model"
+)
+
+func newDemo() *cobra.Command {
+	var f flags
+	address := netip.MustParseAddr("127.0.0.1")
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Serve a built-in example: no cluster, no root",
+		Long: `Serve a Service of three pods at NodePort 30001 and an Ingress on port 8080. Manifests and pods are built into the
+program; L4 runs in user space. It is the same pipeline that "run" serves a cluster with.`,
+		Example: `  sallyport demo
+  sallyport demo --address 0.0.0.0 --http-port 8081`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := demoConfig(f, address)
+			if err != nil {
+				return err
+			}
+			return runDemo(cmd, c, address)
+		},
+	}
+	cmd.Flags().TextVar(&address, "address", address, "`address` to listen on")
+	cmd.Flags().Uint16Var(&f.httpPort, "http-port", 8080, "port that HTTP is served on")
+	f.addProcess(cmd)
+	return cmd
+}
+
+// demoConfig is the default configuration without its need for a cluster, root or port 80.
+func demoConfig(f flags, address netip.Addr) (config.Config, error) {
+	c := config.Default()
+	c.L4.Dataplane = config.DataplaneUserspace
+	c.Reach = model.ReachPods
+	c.Edge.Log.Level = "warn"
+	c.L7.Addresses = []string{address.String()}
+	if !address.IsUnspecified() {
+		c.L4.NodePortAddresses = []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}
+	}
+	if err := f.override(&c); err != nil {
+		return c, err
+	}
+	return c, c.Check()
+}
+
+func runDemo(cmd *cobra.Command, c config.Config, address netip.Addr) error {
+	cluster, err := demo.Start()
+	if err != nil {
+		return err
+	}
+	log := newLogger(cmd.ErrOrStderr(), c.Edge.Log)
+	e, err := newEdge(c, []watcher.Source{cluster}, log, prometheus.NewRegistry())
+	if err != nil {
+		return errors.Join(err, cluster.Close())
+	}
+	e.pipeline.options.AllowLoopbackEndpoints = true
+	printDemo(cmd.OutOrStdout(), e, address)
+	return e.run(cmd.Context())
+}
+
+// printDemo prints commands that work when typed.
+func printDemo(w io.Writer, e *edge, address netip.Addr) {
+	if address.IsUnspecified() {
+		address = netip.MustParseAddr("127.0.0.1")
+	}
+	http := netip.AddrPortFrom(address, e.config.L7.HTTPPort)
+	fmt.Fprintf(w, `Sallyport %s serves a demo: Service "hostnames" of three pods, and Ingress "demo". Try, in another terminal:
+
+  curl http://%s/                                        # NodePort: another pod each time
+  curl -H 'Host: demo.example.com' http://%s/            # Ingress: host and path
+  curl -i -H 'Host: demo.example.com' http://%s/empty    # 503: a Service without endpoints
+  curl -i http://%s/                                     # 404: a host that no Ingress names
+  curl http://%s/metrics | grep sallyport_
+
+Ctrl-C ends it. Next: sallyport run --kubeconfig FILE serves a real cluster.
+`, version(), netip.AddrPortFrom(address, 30001), http, http, http, e.admin.Addr())
+}

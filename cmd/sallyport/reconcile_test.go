@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sallyport/watcher/model"
+)
+
+// recorder notes the generations it was handed and fails while told to.
+type recorder struct {
+	mu   sync.Mutex
+	got  []uint64
+	fail int // how many calls fail
+}
+
+func (r *recorder) Reconcile(_ context.Context, s *model.Snapshot) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.got = append(r.got, s.Generation)
+	if r.fail > 0 {
+		r.fail--
+		return errors.New("no")
+	}
+	return nil
+}
+
+func newLane(r reconciler) *lane {
+	return &lane{name: "test", r: r, in: newMailbox(), log: slog.New(slog.DiscardHandler),
+		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "results"}, []string{"lane", "result"})}
+}
+
+func TestLaneRetriesTheLatestSnapshotUntilItIsApplied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{fail: 2}
+		l := newLane(r)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.run(ctx) }()
+		l.in.put(&model.Snapshot{Generation: 1})
+		synctest.Wait()
+		if l.applied.Load() != 0 {
+			t.Error("a failed generation counts as applied")
+		}
+		l.in.put(&model.Snapshot{Generation: 2})
+		for l.applied.Load() != 2 { // virtual time passes only when all are idle: the retry
+			synctest.Wait()
+			<-time.After(retryAfter)
+		}
+		stop()
+		if err := <-done; err != nil || !slices.Equal(r.got, []uint64{1, 2, 2}) {
+			t.Errorf("reconciled %v, error %v; want 1, 2 and 2 again", r.got, err)
+		}
+	})
+}
+
+func TestMailboxKeepsTheLatest(t *testing.T) {
+	m := newMailbox()
+	m.put(&model.Snapshot{Generation: 1})
+	m.put(&model.Snapshot{Generation: 2})
+	if s := <-m; s.Generation != 2 || len(m) != 0 {
+		t.Errorf("got generation %d with %d left, want 2 with none", s.Generation, len(m))
+	}
+}
+
+func TestSequenceStopsAtTheFirstError(t *testing.T) {
+	first, bad, last := &recorder{}, &recorder{fail: 1}, &recorder{}
+	q := sequence{{"first", first}, {"bad", bad}, {"last", last}}
+	err := q.Reconcile(t.Context(), &model.Snapshot{Generation: 1})
+	if err == nil || err.Error() != "bad: no" || len(first.got) != 1 || len(last.got) != 0 {
+		t.Errorf("error %v after %d first and %d last", err, len(first.got), len(last.got))
+	}
+}

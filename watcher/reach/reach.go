@@ -1,0 +1,243 @@
+// Package reach finds out, node by node, whether this edge gets to pods directly (reach pods) or only through the
+// nodes' node ports (reach nodes).
+//
+// The answer is an input of translation, beside the objects: when it changes, the pipeline runs again. A node whose
+// pods have not been probed yet is reached through its node ports, which needs nothing of the network.
+package reach
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"sallyport/watcher/model"
+)
+
+// Options configure a Prober. Zero durations mean the defaults.
+type Options struct {
+	// Dial tries a TCP connection and closes it. The default is a plain net.Dialer.
+	Dial func(ctx context.Context, addr netip.AddrPort) error
+	// Timeout of one try. Default 1 s.
+	Timeout time.Duration
+	// Interval between probes of a node whose answer is known. Default 10 s.
+	Interval time.Duration
+	// Changed is called when a node's answer changes. It must not block.
+	Changed func()
+	Log     *slog.Logger
+	Metrics prometheus.Registerer
+}
+
+// failuresToFall is how many probes in a row must fail before a node that was reached directly is not: one pod that is
+// just going away proves nothing.
+const failuresToFall = 3
+
+// candidates is how many endpoints of a node are tried in one probe.
+const candidates = 3
+
+// A Prober keeps the answer for each node. Its methods may be called concurrently.
+type Prober struct {
+	o       Options
+	wake    chan struct{}
+	metrics *prometheus.GaugeVec
+
+	mu    sync.Mutex
+	nodes map[model.ObjectRef]*node
+}
+
+// node is what is known of one node.
+type node struct {
+	endpoints []netip.AddrPort // to try, at most candidates
+	probed    bool             // an answer has been found at least once
+	pods      bool             // the answer: pods are reached directly
+	failures  int              // probes in a row without an answer
+}
+
+// New returns a Prober that knows no node.
+func New(o Options) *Prober {
+	if o.Dial == nil {
+		o.Dial = dial
+	}
+	if o.Timeout == 0 {
+		o.Timeout = time.Second
+	}
+	if o.Interval == 0 {
+		o.Interval = 10 * time.Second
+	}
+	return &Prober{
+		o:     o,
+		wake:  make(chan struct{}, 1),
+		nodes: map[model.ObjectRef]*node{},
+		metrics: promauto.With(o.Metrics).NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sallyport_reach_nodes", Help: "Kubernetes nodes by the reach that this edge uses for their pods.",
+		}, []string{"reach"}),
+	}
+}
+
+func dial(ctx context.Context, addr netip.AddrPort) error {
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr.String())
+	if err == nil {
+		err = c.Close()
+	}
+	return err
+}
+
+// PodsReachable says whether pods on the node are known to be reached directly.
+func (p *Prober) PodsReachable(ref model.ObjectRef) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := p.nodes[ref]
+	return n != nil && n.pods
+}
+
+// Reconcile takes over the nodes and endpoints of s. Nodes without a known answer are probed at once by Run. It belongs
+// after the reconciler that programs routes.
+func (p *Prober) Reconcile(_ context.Context, s *model.Snapshot) error {
+	found := endpointsByNode(s)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next := make(map[model.ObjectRef]*node, len(s.Nodes))
+	unknown := false
+	for _, sn := range s.Nodes {
+		n := p.nodes[sn.Ref]
+		if n == nil {
+			n = &node{}
+		}
+		n.endpoints = found[nodeKey{sn.Ref.Cluster, sn.Ref.Name}]
+		unknown = unknown || (!n.probed && len(n.endpoints) > 0)
+		next[sn.Ref] = n
+	}
+	p.nodes = next
+	p.count()
+	if unknown {
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}
+
+// nodeKey names a node as endpoints do.
+type nodeKey struct{ cluster, name string }
+
+// endpointsByNode picks up to candidates endpoints of each node, ready ones only. The port is that of any protocol: a
+// pod that serves UDP answers a TCP connection by RST, which shows as well that it is reached.
+func endpointsByNode(s *model.Snapshot) map[nodeKey][]netip.AddrPort {
+	out := map[nodeKey][]netip.AddrPort{}
+	for i := range s.Services {
+		for _, port := range s.Services[i].Ports {
+			for _, e := range port.Endpoints {
+				k := nodeKey{s.Services[i].Ref.Cluster, e.Node}
+				if e.Ready && e.Node != "" && len(out[k]) < candidates {
+					out[k] = append(out[k], e.Addr)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// Run probes until ctx ends: new nodes at once, every node each Interval.
+func (p *Prober) Run(ctx context.Context) error {
+	tick := time.NewTicker(p.o.Interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.wake:
+			p.probe(ctx, func(n *node) bool { return !n.probed })
+		case <-tick.C:
+			p.probe(ctx, func(*node) bool { return true })
+		}
+	}
+}
+
+// probe asks all wanted nodes side by side and reports once if any answer changed.
+func (p *Prober) probe(ctx context.Context, wanted func(*node) bool) {
+	var all sync.WaitGroup
+	p.mu.Lock()
+	for ref, n := range p.nodes {
+		if wanted(n) && len(n.endpoints) > 0 {
+			endpoints := n.endpoints
+			all.Go(func() { p.record(ref, p.reached(ctx, endpoints), ctx.Err() != nil) })
+		}
+	}
+	p.mu.Unlock()
+	all.Wait()
+}
+
+// reached tries the endpoints side by side: one that answers is enough.
+func (p *Prober) reached(ctx context.Context, endpoints []netip.AddrPort) bool {
+	ctx, cancel := context.WithTimeout(ctx, p.o.Timeout)
+	defer cancel()
+	answers := make(chan bool, len(endpoints))
+	for _, e := range endpoints {
+		go func() { answers <- answered(p.o.Dial(ctx, e)) }() // ends with ctx
+	}
+	for range endpoints {
+		if <-answers {
+			return true
+		}
+	}
+	return false
+}
+
+// answered says whether a dial got an answer from the pod itself. A refusal is one: a router that does not know the pod's
+// network, or a firewall, stays silent or says unreachable.
+func answered(err error) bool { return err == nil || errors.Is(err, syscall.ECONNREFUSED) }
+
+// record keeps one node's answer. A probe cut short by the end of Run says nothing.
+func (p *Prober) record(ref model.ObjectRef, reached, stopped bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := p.nodes[ref]
+	if n == nil || stopped {
+		return
+	}
+	if !n.probed || n.learn(reached) {
+		n.probed, n.pods = true, reached
+		p.announce(ref, reached)
+	}
+}
+
+// learn counts failures and says whether the answer changes.
+func (n *node) learn(reached bool) bool {
+	if reached {
+		n.failures = 0
+		return !n.pods
+	}
+	n.failures++
+	return n.pods && n.failures >= failuresToFall
+}
+
+func (p *Prober) announce(ref model.ObjectRef, reached bool) {
+	p.count()
+	if reached {
+		p.o.Log.Info("pods of the node are reached directly", "node", ref.Name, "reach", model.ReachPods)
+	} else {
+		p.o.Log.Warn("pods of the node are not reached directly, its node ports are used", "node", ref.Name,
+			"reach", model.ReachNodes, "advice", "route the node's podCIDRs to the node, or set reach: nodes")
+	}
+	p.o.Changed()
+}
+
+// count brings the gauge up to date. p.mu is held.
+func (p *Prober) count() {
+	pods := 0
+	for _, n := range p.nodes {
+		if n.pods {
+			pods++
+		}
+	}
+	p.metrics.WithLabelValues(string(model.ReachPods)).Set(float64(pods))
+	p.metrics.WithLabelValues(string(model.ReachNodes)).Set(float64(len(p.nodes) - pods))
+}

@@ -1,0 +1,114 @@
+package reach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sallyport/watcher/model"
+)
+
+var nodeA = model.ObjectRef{Kind: "Node", Name: "node-a"}
+
+// snapshot has one Service with an endpoint on node-a.
+func snapshot() *model.Snapshot {
+	return &model.Snapshot{
+		Nodes: []model.Node{{Ref: nodeA}},
+		Services: []model.Service{{Ports: []model.ServicePort{{Endpoints: []model.Endpoint{
+			{Addr: netip.MustParseAddrPort("10.1.0.2:80"), Node: "node-a", Ready: true},
+		}}}}},
+	}
+}
+
+// rig is a Prober whose network answers with whatever the test stores.
+type rig struct {
+	*Prober
+	answer  atomic.Pointer[error]
+	changes atomic.Int32
+}
+
+func newRig(t *testing.T) *rig {
+	r := &rig{}
+	r.say(nil)
+	r.Prober = New(Options{
+		Dial:    func(context.Context, netip.AddrPort) error { return *r.answer.Load() },
+		Changed: func() { r.changes.Add(1) },
+		Log:     slog.New(slog.DiscardHandler),
+		Metrics: prometheus.NewRegistry(),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	go func() { _ = r.Run(ctx) }() // ends with the test; Run always returns nil
+	return r
+}
+
+func (r *rig) say(err error) { r.answer.Store(&err) }
+
+func (r *rig) want(t *testing.T, pods bool, changes int32) {
+	t.Helper()
+	synctest.Wait()
+	if got := r.PodsReachable(nodeA); got != pods || r.changes.Load() != changes {
+		t.Errorf("reachable %v after %d changes, want %v after %d", got, r.changes.Load(), pods, changes)
+	}
+}
+
+func TestAProbeThatAnswers(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		answer error
+		pods   bool
+	}{
+		{"connected", nil, true},
+		{"refused by the pod", fmt.Errorf("dial: %w", syscall.ECONNREFUSED), true},
+		{"no route", fmt.Errorf("dial: %w", syscall.EHOSTUNREACH), false},
+		{"silence", context.DeadlineExceeded, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				r.say(tt.answer)
+				r.want(t, false, 0)
+				_ = r.Reconcile(t.Context(), snapshot())
+				r.want(t, tt.pods, 1)
+			})
+		})
+	}
+}
+
+func TestOneFailureProvesNothingThreeDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		_ = r.Reconcile(t.Context(), snapshot())
+		r.want(t, true, 1)
+		r.say(errors.New("silence"))
+		time.Sleep(2*10*time.Second + time.Second) // two probes; virtual time
+		r.want(t, true, 1)
+		time.Sleep(10 * time.Second)
+		r.want(t, false, 2)
+		r.say(nil)
+		time.Sleep(10 * time.Second)
+		r.want(t, true, 3)
+	})
+}
+
+func TestAnAnswerSurvivesSnapshotsAndGoesWithItsNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		_ = r.Reconcile(t.Context(), snapshot())
+		r.want(t, true, 1)
+		bare := &model.Snapshot{Nodes: snapshot().Nodes} // its pods are gone, the node is not
+		_ = r.Reconcile(t.Context(), bare)
+		r.want(t, true, 1)
+		_ = r.Reconcile(t.Context(), &model.Snapshot{})
+		r.want(t, false, 1)
+	})
+}
