@@ -2,9 +2,11 @@ package agent
 
 import (
 	"bufio"
+	"errors"
+	"io"
 	"os"
 	"os/exec"
-	"strings"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -13,47 +15,36 @@ import (
 // TestContainersDieWithTheAgent kills a program that has started a container, as the lab's user may.
 func TestContainersDieWithTheAgent(t *testing.T) {
 	requireRoot(t)
-	agent := exec.Command(executable(t), "launch")
-	out, err := agent.StdoutPipe()
+	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := agent.Start(); err != nil {
+	defer r.Close()
+	agent := exec.Command(executable(t), "launch")
+	agent.Stdout = w
+	if err := errors.Join(agent.Start(), w.Close(), r.SetReadDeadline(time.Now().Add(10*time.Second))); err != nil {
 		t.Fatal(err)
 	}
-	up, pid := false, ""
-	for lines := bufio.NewScanner(out); !(up && pid != "") && lines.Scan(); {
+	up, pid := false, 0
+	for lines := bufio.NewScanner(r); (!up || pid == 0) && lines.Scan(); {
 		if line := lines.Text(); line == "up" {
 			up = true
-		} else {
-			pid = line
+		} else if pid, err = strconv.Atoi(line); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if !up || pid == "" {
-		t.Fatalf("container did not start: up %v, process %q", up, pid)
+	if !up || pid == 0 {
+		t.Fatalf("container did not start: up %v, process %d", up, pid)
 	}
 	if err := agent.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_, _ = out.Read(make([]byte, 1)) // end of file: agent, container and its child have closed the pipe
-	state, err := agent.Process.Wait()
-	if err != nil || state.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-		t.Errorf("agent ended with %v, %v", state, err)
+	if err := agent.Wait(); agent.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("agent ended with %v", err)
 	}
-	waitGone(t, pid)
-}
-
-// waitGone waits until a process, whose parent is not ours, is no more than a zombie.
-func waitGone(t *testing.T, pid string) {
-	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); ; {
-		stat, err := os.ReadFile("/proc/" + pid + "/stat")
-		if err != nil || strings.Contains(string(stat), ") Z ") {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("process %s still runs: %s", pid, stat)
-		}
+	// End of file only when the container and the container's child have closed the pipe.
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("container outlives its agent: read from it: %v; kill: %v", err, syscall.Kill(pid, syscall.SIGKILL))
 	}
 }
 

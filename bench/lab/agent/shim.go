@@ -40,6 +40,10 @@ func PodInit(args []string) error {
 }
 
 func isolate(netNS, hostname, dir string) error {
+	// The launcher set it for the first thread; exec keeps this one's, which Go may have chosen otherwise.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("ask to die with the agent: %w", err)
+	}
 	ns, err := netns.GetFromPath(netNS)
 	if err != nil {
 		return fmt.Errorf("open network namespace %s: %w", netNS, err)
