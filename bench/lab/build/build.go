@@ -10,7 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,10 +61,10 @@ func (p Programs) Images() map[string]string {
 	return images
 }
 
-// All returns the lab's programs and builds those that the cache folder does not hold yet; progress in one line for
-// each build goes to log. It needs the go command and must be called with the working directory inside the sallyport
+// All returns the lab's programs and builds those that the cache folder does not hold yet, which takes minutes.
+// It needs the go command and must be called with the working directory inside the sallyport
 // source tree. Builders that run at the same time wait for each other.
-func All(ctx context.Context, log io.Writer) (Programs, error) {
+func All(ctx context.Context, log *slog.Logger) (Programs, error) {
 	source, err := sourceFolder(ctx)
 	if err != nil {
 		return nil, err
@@ -118,7 +118,7 @@ func cacheFolder() (string, error) {
 }
 
 // ensure returns the folder with m's binaries and builds them first if it does not exist.
-func (m module) ensure(ctx context.Context, source, cache string, log io.Writer) (string, error) {
+func (m module) ensure(ctx context.Context, source, cache string, log *slog.Logger) (string, error) {
 	key, version, err := m.key(source)
 	if err != nil {
 		return "", err
@@ -135,7 +135,7 @@ func (m module) ensure(ctx context.Context, source, cache string, log io.Writer)
 	if exists(bin) { // another builder was faster
 		return bin, nil
 	}
-	fmt.Fprintf(log, "building %s (%s); this happens once\n", strings.Join(m.programs, ", "), version)
+	log.InfoContext(ctx, "building programs, once for each version", "programs", m.programs, "version", version)
 	return bin, m.build(ctx, source, version, bin)
 }
 

@@ -75,7 +75,7 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 
 // Exec replaces this process by name with args on h. It returns only if that fails.
 func (h *Host) Exec(name string, args ...string) error {
-	if _, err := os.Stat(filepath.Join(namespaceFolder, h.NetNS())); err != nil {
+	if _, err := os.Stat(filepath.Join(NamespaceFolder, h.NetNS())); err != nil {
 		return fmt.Errorf("enter host %s of lab %s: %w", h.Name, h.Lab, err)
 	}
 	argv := h.argv(name, args)

@@ -26,8 +26,8 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// namespaceFolder is where iproute2 keeps named network namespaces.
-const namespaceFolder = "/run/netns"
+// NamespaceFolder is where iproute2 keeps named network namespaces.
+const NamespaceFolder = "/run/netns"
 
 // Names of the links inside hosts, and of the bridges that they lead to.
 const (
@@ -213,7 +213,7 @@ func (n *Network) RoutePods(node string, podCIDR netip.Prefix) error {
 
 // Namespaces lists the names of the lab's network namespaces that exist.
 func Namespaces(lab string) ([]string, error) {
-	entries, err := os.ReadDir(namespaceFolder)
+	entries, err := os.ReadDir(NamespaceFolder)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

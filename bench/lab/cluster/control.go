@@ -1,0 +1,172 @@
+package cluster
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+const (
+	// ServiceCIDR is the range of ClusterIPs. All labs have the same: it is seen inside a lab's hosts only.
+	ServiceCIDR = "10.96.0.0/16"
+	// PodCIDR is the range of pod IPs; each node gets a /24 of it. All labs have the same.
+	PodCIDR = "10.244.0.0/16"
+
+	kubernetesServiceIP = "10.96.0.1" // first of ServiceCIDR, by convention of the API server
+	apiPort             = 6443
+	etcdURL             = "http://127.0.0.1:2379"
+)
+
+// How fast the cluster notices that a node is gone. A real one takes 50 s; the lab's tests wait for it.
+const (
+	nodeMonitorPeriod = time.Second
+	nodeMonitorGrace  = 8 * time.Second
+	evictAfterSeconds = 20
+)
+
+// Users and contexts of the lab's kubeconfig.
+const (
+	// ContextCertificate is the kubeconfig's current context: an administrator by client certificate.
+	ContextCertificate = "lab"
+	// ContextToken is the context of an administrator by bearer token.
+	ContextToken = "lab-token"
+)
+
+func (c *Cluster) pki(name string) string { return filepath.Join(c.dir, "pki", name) }
+
+// writeCredentials makes the lab's keys, certificates and kubeconfig.
+func (c *Cluster) writeCredentials() error {
+	ca, err := newAuthority()
+	if err != nil {
+		return err
+	}
+	names := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"}
+	serverCert, serverKey, err := ca.server(names, []net.IP{
+		c.network.API.AsSlice(), net.ParseIP(kubernetesServiceIP), net.IPv4(127, 0, 0, 1),
+	})
+	if err != nil {
+		return err
+	}
+	adminCert, adminKey, err := ca.client("kubernetes-admin", "system:masters")
+	if err != nil {
+		return err
+	}
+	accountKey, err := newKey()
+	if err != nil {
+		return err
+	}
+	token := rand.Text()
+	caKey, err := keyPEM(ca.key)
+	if err != nil {
+		return err
+	}
+	if err := writeFiles(c.pki(""), map[string][]byte{
+		"ca.crt": ca.pem, "ca.key": caKey,
+		"apiserver.crt": serverCert, "apiserver.key": serverKey,
+		"service-account.key": accountKey,
+		"tokens.csv":          []byte(token + `,token-admin,token-admin,"system:masters"` + "\n"),
+	}); err != nil {
+		return fmt.Errorf("write credentials: %w", err)
+	}
+	return c.writeKubeconfig(ca.pem, adminCert, adminKey, token)
+}
+
+func (c *Cluster) writeKubeconfig(ca, cert, key []byte, token string) error {
+	config := clientcmdapi.NewConfig()
+	config.Clusters["lab"] = &clientcmdapi.Cluster{
+		Server:                   fmt.Sprintf("https://%v:%d", c.network.API, apiPort),
+		CertificateAuthorityData: ca,
+	}
+	config.AuthInfos[ContextCertificate] = &clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key}
+	config.AuthInfos[ContextToken] = &clientcmdapi.AuthInfo{Token: token}
+	for _, name := range []string{ContextCertificate, ContextToken} {
+		config.Contexts[name] = &clientcmdapi.Context{Cluster: "lab", AuthInfo: name}
+	}
+	config.CurrentContext = ContextCertificate
+	if err := clientcmd.WriteToFile(*config, c.Kubeconfig()); err != nil {
+		return fmt.Errorf("write kubeconfig: %w", err)
+	}
+	return nil
+}
+
+// etcdArgs trade durability, which a lab does not need, for speed.
+func (c *Cluster) etcdArgs() []string {
+	return []string{
+		"--data-dir=" + filepath.Join(c.dir, "etcd"),
+		"--unsafe-no-fsync",
+		"--listen-client-urls=" + etcdURL,
+		"--advertise-client-urls=" + etcdURL,
+		"--listen-peer-urls=http://127.0.0.1:2380",
+		"--log-level=warn",
+	}
+}
+
+func (c *Cluster) apiServerArgs() []string {
+	return []string{
+		"--etcd-servers=" + etcdURL,
+		"--advertise-address=" + c.network.API.String(),
+		fmt.Sprintf("--secure-port=%d", apiPort),
+		"--authorization-mode=RBAC,Node",
+		"--service-cluster-ip-range=" + ServiceCIDR,
+		"--client-ca-file=" + c.pki("ca.crt"),
+		"--tls-cert-file=" + c.pki("apiserver.crt"),
+		"--tls-private-key-file=" + c.pki("apiserver.key"),
+		"--token-auth-file=" + c.pki("tokens.csv"),
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file=" + c.pki("service-account.key"),
+		"--service-account-signing-key-file=" + c.pki("service-account.key"),
+		"--allow-privileged",
+		fmt.Sprintf("--default-not-ready-toleration-seconds=%d", evictAfterSeconds),
+		fmt.Sprintf("--default-unreachable-toleration-seconds=%d", evictAfterSeconds),
+		"--profiling=false",
+	}
+}
+
+func (c *Cluster) controllerManagerArgs() []string {
+	return []string{
+		"--kubeconfig=" + c.Kubeconfig(),
+		"--leader-elect=false",
+		"--allocate-node-cidrs",
+		"--cluster-cidr=" + PodCIDR,
+		"--service-cluster-ip-range=" + ServiceCIDR,
+		"--service-account-private-key-file=" + c.pki("service-account.key"),
+		"--root-ca-file=" + c.pki("ca.crt"),
+		"--cluster-signing-cert-file=" + c.pki("ca.crt"),
+		"--cluster-signing-key-file=" + c.pki("ca.key"),
+		"--node-monitor-period=" + nodeMonitorPeriod.String(),
+		"--node-monitor-grace-period=" + nodeMonitorGrace.String(),
+		"--kube-api-qps=500", "--kube-api-burst=1000",
+		"--profiling=false",
+	}
+}
+
+func (c *Cluster) schedulerArgs() []string {
+	return []string{
+		"--kubeconfig=" + c.Kubeconfig(),
+		"--leader-elect=false",
+		"--kube-api-qps=500", "--kube-api-burst=1000",
+		"--profiling=false",
+	}
+}
+
+// kubeProxyArgs leave conntrack's sizes alone: they are read-only inside a network namespace.
+func (c *Cluster) kubeProxyArgs(node string) []string {
+	return []string{
+		"--kubeconfig=" + c.Kubeconfig(),
+		"--hostname-override=" + node,
+		"--proxy-mode=iptables",
+		"--cluster-cidr=" + PodCIDR,
+		"--iptables-min-sync-period=100ms",
+		"--conntrack-max-per-core=0",
+		"--conntrack-tcp-timeout-established=0",
+		"--conntrack-tcp-timeout-close-wait=0",
+		"--healthz-bind-address=127.0.0.1:10256",
+		"--metrics-bind-address=127.0.0.1:10249",
+		"--profiling=false",
+	}
+}

@@ -1,0 +1,27 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// pollEvery is how often a condition is looked at. None of them costs more than one request.
+const pollEvery = 25 * time.Millisecond
+
+// poll calls cond until it returns nil. When ctx ends first, the error is cond's last one and why ctx ended.
+func poll(ctx context.Context, cond func() error) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		err := cond()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,43 @@
+// Command lab brings up a real Kubernetes cluster with its surroundings on one machine, without containers: control
+// plane, nodes, edges outside the cluster and a client, each in a network namespace of its own.
+//
+//	go run ./bench/lab up
+//	go run ./bench/lab exec client -- curl http://10.200.0.21:30001
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"sallyport/bench/lab/agent"
+)
+
+func main() {
+	// The agent runs this program again inside a container's namespaces, before anything else may open a file.
+	if len(os.Args) > 1 && os.Args[1] == agent.PodInitCommand {
+		fmt.Fprintln(os.Stderr, agent.PodInit(os.Args[2:]))
+		os.Exit(128)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if err := newCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(1)
+	}
+}
+
+func newCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "lab",
+		Short:         "A real Kubernetes cluster, its edges and a client on this machine, without containers",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(upCommand(), execCommand(), downCommand(), listCommand(), buildCommand(), agentCommand())
+	return root
+}
