@@ -1,0 +1,164 @@
+package rules
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// prefix begins the names of our chains, those of earlier versions included.
+const prefix = "SALLY-"
+
+// lockWait is how many seconds to wait for another program that holds the xtables lock.
+const lockWait = "5"
+
+// A flavour is the set of commands of one backend.
+type flavour struct {
+	backend Backend
+	command string // such as iptables-nft: beside it are …-restore and …-save
+}
+
+// findFlavour looks up the commands of a backend, or for BackendAuto of whichever one the command iptables is.
+func findFlavour(b Backend) (flavour, error) {
+	const advice = `install iptables ("apt-get install iptables") and see that its folder, mostly /usr/sbin, is in PATH`
+	if b == BackendAuto {
+		var err error
+		if b, err = backendOf("iptables"); err != nil {
+			return flavour{}, fmt.Errorf("find iptables: %w: %s", err, advice)
+		}
+	}
+	// The plain names can be switched one by one (update-alternatives), so their flavour is not taken for granted.
+	for _, command := range []string{"iptables-" + string(b), "iptables"} {
+		got, err := backendOf(command+"-restore")
+		if err == nil && got == b {
+			return flavour{b, command}, nil
+		}
+	}
+	return flavour{}, fmt.Errorf("find iptables: no iptables-restore of backend %s: %s", b, advice)
+}
+
+// backendOf asks a command of iptables for its flavour; those before 1.8 are legacy and do not say so.
+func backendOf(command string) (Backend, error) {
+	out, err := exec.Command(command, "--version").Output()
+	switch {
+	case err != nil:
+		return "", err
+	case bytes.Contains(out, []byte("nf_tables")):
+		return BackendNFT, nil
+	default:
+		return BackendLegacy, nil
+	}
+}
+
+// restore applies one table's change, whole or not at all.
+func (f flavour) restore(ctx context.Context, change []byte) error {
+	cmd := exec.CommandContext(ctx, f.command+"-restore", "--noflush", "-w", lockWait)
+	var stderr bytes.Buffer
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(change), &stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s-restore: %w: %s", f.command, err, explain(stderr.String(), change))
+	}
+	return nil
+}
+
+var (
+	failedLine = regexp.MustCompile(`line:? (\d+)`)
+	seedOption = regexp.MustCompile(`--hmark-rnd \S+`)
+)
+
+// explain gives what iptables-restore complained about, with the lines around the one that it names. Legacy names the
+// line of COMMIT for what the kernel refuses. The hash seed is a secret and does not get out.
+func explain(stderr string, input []byte) string {
+	complaint, _, _ := strings.Cut(strings.TrimSpace(stderr), "\nTry `")
+	complaint = strings.Join(strings.Fields(complaint), " ")
+	m := failedLine.FindStringSubmatch(complaint)
+	if m == nil {
+		return complaint
+	}
+	n, err := strconv.Atoi(m[1])
+	lines := strings.Split(string(input), "\n")
+	if err != nil || n < 1 || n > len(lines) {
+		return complaint
+	}
+	var near []string
+	for i := max(0, n-3); i < min(len(lines), n+2); i++ {
+		near = append(near, fmt.Sprintf("%d: %s", i+1, lines[i]))
+	}
+	return complaint + ", near " + seedOption.ReplaceAllString(strconv.Quote(strings.Join(near, "; ")), "--hmark-rnd …")
+}
+
+// A remnant is what one table holds of ours.
+type remnant struct {
+	chains []string // names
+	jumps  []string // rules of other chains that lead to them, as "-A CHAIN …"
+}
+
+// remove gives the input of iptables-restore that removes the remnant.
+func (r remnant) remove(table string) []byte {
+	return Table{Name: table}.change(nil, r.chains, deletions(r.jumps))
+}
+
+func deletions(jumps []string) []string {
+	var lines []string
+	for _, j := range jumps {
+		lines = append(lines, "-D"+strings.TrimPrefix(j, "-A"))
+	}
+	return lines
+}
+
+// find reads what the kernel holds of ours, by table. It prints whole tables, which takes seconds with many rules:
+// it is for the start and for cleaning up.
+func (f flavour) find(ctx context.Context) (map[string]remnant, error) {
+	if f.backend == BackendLegacy && !legacyInUse() {
+		return nil, nil
+	}
+	cmd := exec.CommandContext(ctx, f.command+"-save")
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
+		}
+		return nil, fmt.Errorf("%s-save: %w", f.command, err)
+	}
+	return parseSave(out), nil
+}
+
+// legacyInUse says whether ip_tables has a table. Asking iptables-legacy for one would make it.
+func legacyInUse() bool {
+	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+	return err == nil && len(names) > 0
+}
+
+var jumpToOurs = regexp.MustCompile(` -[jg] ` + prefix)
+
+// parseSave picks from the output of iptables-save what is ours.
+func parseSave(out []byte) map[string]remnant {
+	found := map[string]remnant{}
+	table := ""
+	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+		line := lines.Text()
+		r := found[table]
+		switch {
+		case strings.HasPrefix(line, "*"):
+			table = line[1:]
+			continue
+		case strings.HasPrefix(line, ":"+prefix):
+			name, _, _ := strings.Cut(line[1:], " ")
+			r.chains = append(r.chains, name)
+		case strings.HasPrefix(line, "-A ") && !strings.HasPrefix(line, "-A "+prefix) && jumpToOurs.MatchString(line):
+			r.jumps = append(r.jumps, line)
+		default:
+			continue
+		}
+		found[table] = r
+	}
+	return found
+}

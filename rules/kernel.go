@@ -1,0 +1,217 @@
+package rules
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/coreos/go-iptables/iptables"
+	"golang.org/x/sys/unix"
+
+	"sallyport/watcher/model"
+)
+
+// A Kernel makes the kernel's L4 dataplane match snapshots. It is not safe for concurrent use.
+//
+// It needs CAP_NET_ADMIN, and CAP_NET_RAW for the sockets of iptables-legacy; iptables-legacy also writes
+// /run/xtables.lock, and asks for user id 0.
+type Kernel struct {
+	o       Options
+	log     *slog.Logger
+	metrics metrics
+	flavour flavour
+	ipt     *iptables.IPTables
+	// applied is what the tables hold; nil when that is not known, and the next apply writes everything.
+	applied map[string]Table
+	said    map[string]string // the last complaint about each route and VIP: each is logged once
+}
+
+// NewKernel finds iptables and says which. It fails without the commands or without the privilege to use them, and
+// then says what to do.
+func NewKernel(o Options) (*Kernel, error) {
+	k := &Kernel{o: o.withDefaults(), metrics: newMetrics(o.Metrics), said: map[string]string{}}
+	k.log = k.o.Log.With("part", "rules")
+	if err := checkPrivilege(); err != nil {
+		return nil, err
+	}
+	var err error
+	if k.flavour, err = findFlavour(k.o.Backend); err != nil {
+		return nil, err
+	}
+	if k.ipt, err = iptables.New(iptables.Path(k.flavour.command), iptables.Timeout(5)); err != nil {
+		return nil, fmt.Errorf("run %s: %w", k.flavour.command, err)
+	}
+	if !k.ipt.HasRandomFully() {
+		return nil, fmt.Errorf("%s is older than 1.6.2 and cannot MASQUERADE --random-fully: upgrade iptables", k.flavour.command)
+	}
+	major, minor, patch := k.ipt.GetIptablesVersion()
+	k.log.Info("iptables found", "command", k.flavour.command, "backend", k.flavour.backend,
+		"version", fmt.Sprintf("%d.%d.%d", major, minor, patch))
+	return k, nil
+}
+
+// checkPrivilege fails without CAP_NET_ADMIN: each tool would otherwise fail in words of its own.
+func checkPrivilege() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return errors.New("no CAP_NET_ADMIN: run as root, or give it by AmbientCapabilities= in the systemd unit")
+	}
+	return nil
+}
+
+// Reconcile brings forwarding, VIPs, routes and rules in line with the snapshot. It is idempotent, and cheap when
+// nothing changed. After an error the kernel may hold parts of both states; the next call writes everything anew.
+//
+// The order keeps every state in between harmless: addresses that go away are withdrawn first, new ones come last,
+// when their rules stand. At no time does a VIP answer without its guard.
+func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
+	if err := k.enableForwarding(ctx); err != nil {
+		return err
+	}
+	vips, s, err := k.vips(ctx, s)
+	if err != nil {
+		return err
+	}
+	if err := k.withdraw(ctx, vips); err != nil {
+		return err
+	}
+	if err := k.reconcileRoutes(ctx, s); err != nil {
+		return err
+	}
+	if err := k.apply(ctx, Render(s, k.o)); err != nil {
+		return err
+	}
+	return k.assign(ctx, vips)
+}
+
+// vips returns the IPv4 addresses to stand on the link, and the snapshot without those that the edge has for itself
+// on another link: guarding one of these could lock the operator out.
+func (k *Kernel) vips(ctx context.Context, s *model.Snapshot) ([]netip.Addr, *model.Snapshot, error) {
+	own, err := ownAddresses(k.o.Link)
+	if err != nil {
+		return nil, nil, err
+	}
+	isOwn := func(a netip.Addr) bool {
+		link, found := own[a]
+		if found {
+			k.sayOnce(ctx, a.String(), "address left out as VIP: the edge has it for itself", "link", link)
+		}
+		return found
+	}
+	out := *s
+	out.Services = slices.Clone(s.Services)
+	var vips []netip.Addr
+	for i := range out.Services {
+		svc := &out.Services[i]
+		if slices.ContainsFunc(svc.VIPs, isOwn) {
+			svc.VIPs = slices.DeleteFunc(slices.Clone(svc.VIPs), isOwn)
+		}
+		for _, a := range svc.VIPs {
+			if a.Is4() {
+				vips = append(vips, a)
+			}
+		}
+	}
+	slices.SortFunc(vips, netip.Addr.Compare)
+	return slices.Compact(vips), &out, nil
+}
+
+// apply writes what differs from the last time, or everything if that is not known.
+func (k *Kernel) apply(ctx context.Context, want Ruleset) error {
+	start := time.Now()
+	write := k.applyChanges
+	if k.applied == nil {
+		write = k.applyAll
+	}
+	changed, err := write(ctx, want)
+	if err != nil {
+		k.applied = nil
+		k.metrics.applies.WithLabelValues("error").Inc()
+		return fmt.Errorf("apply rules: %w", err)
+	}
+	if !changed {
+		return nil
+	}
+	k.applied = map[string]Table{}
+	for _, t := range want.Tables {
+		k.applied[t.Name] = t
+		k.metrics.rules.WithLabelValues(t.Name).Set(float64(t.Rules()))
+	}
+	k.metrics.applies.WithLabelValues("success").Inc()
+	k.metrics.seconds.Observe(time.Since(start).Seconds())
+	return nil
+}
+
+// applyChanges writes the chains that differ from those applied last.
+func (k *Kernel) applyChanges(ctx context.Context, want Ruleset) (changed bool, err error) {
+	for _, t := range want.Tables {
+		write, gone := t.since(k.applied[t.Name])
+		if len(write)+len(gone) == 0 {
+			continue
+		}
+		changed = true
+		if err := k.flavour.restore(ctx, t.change(write, gone, nil)); err != nil {
+			return changed, fmt.Errorf("table %s: %w", t.Name, err)
+		}
+	}
+	return changed, nil
+}
+
+// applyAll writes every chain, whatever is there, and removes what an earlier run left, also in the other backend.
+func (k *Kernel) applyAll(ctx context.Context, want Ruleset) (changed bool, err error) {
+	found, err := k.flavour.find(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, t := range want.Tables {
+		old := found[t.Name]
+		delete(found, t.Name)
+		stale := slices.DeleteFunc(old.jumps, isHook)
+		if err := k.flavour.restore(ctx, t.change(t.Chains, t.without(old.chains), deletions(stale))); err != nil {
+			return true, fmt.Errorf("table %s: %w", t.Name, err)
+		}
+	}
+	if err := ensureHooks(k.ipt); err != nil {
+		return true, err
+	}
+	for table, old := range found {
+		if err := k.flavour.restore(ctx, old.remove(table)); err != nil {
+			return true, fmt.Errorf("remove old rules from table %s: %w", table, err)
+		}
+	}
+	return true, k.leaveOther(ctx)
+}
+
+// isHook says whether a rule, as iptables-save prints it, is one of the hooks. Those are the same in every table.
+func isHook(line string) bool {
+	return slices.ContainsFunc(hooks[:], func(h hook) bool { return h.line() == line })
+}
+
+// leaveOther removes our rules from the other backend, where a run with another setting may have left them.
+func (k *Kernel) leaveOther(ctx context.Context) error {
+	other := BackendLegacy
+	if k.flavour.backend == BackendLegacy {
+		other = BackendNFT
+	}
+	removed, err := removeRules(ctx, other)
+	if len(removed) > 0 {
+		k.log.InfoContext(ctx, "rules of the other backend removed", "backend", other, "removed", removed)
+	}
+	return err
+}
+
+// sayOnce logs a warning about something unless the last one about it was the same.
+func (k *Kernel) sayOnce(ctx context.Context, about, message string, args ...any) {
+	if text := message + fmt.Sprint(args...); k.said[about] != text {
+		k.said[about] = text
+		k.log.WarnContext(ctx, message, append([]any{"about", about}, args...)...)
+	}
+}

@@ -1,0 +1,330 @@
+package rules
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"sallyport/watcher/model"
+)
+
+// The network of these tests, in three namespaces without names, which end with the test however it ends:
+//
+//	client 192.0.2.9 --- 192.0.2.1 edge 10.0.0.1 --- 10.0.0.11 node, pods 10.1.0.2 to 10.1.0.4
+//
+// The client reaches VIPs (198.51.100.0/24) by a route via the edge. The node knows nothing of the client's network.
+type network struct {
+	client, edge, node netns.NsHandle
+}
+
+const (
+	clientIP = "192.0.2.9"
+	edgeIP   = "192.0.2.1"
+	nodeIP   = "10.0.0.11"
+)
+
+var podIPs = []string{"10.1.0.2", "10.1.0.3", "10.1.0.4"}
+
+func newNetwork(t *testing.T) *network {
+	t.Helper()
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
+	n := &network{client: newNamespace(t), edge: newNamespace(t), node: newNamespace(t)}
+	in(t, n.edge, func() {
+		sh(t, "ip", "link", "set", "lo", "up")
+		connect(t, "front", edgeIP, n.client, clientIP)
+		connect(t, "back", "10.0.0.1", n.node, nodeIP)
+	})
+	in(t, n.client, func() {
+		sh(t, "ip", "link", "set", "lo", "up")
+		sh(t, "ip", "route", "add", "198.51.100.0/24", "via", edgeIP)
+	})
+	in(t, n.node, func() {
+		sh(t, "ip", "link", "set", "lo", "up")
+		for _, ip := range podIPs {
+			sh(t, "ip", "addr", "add", ip+"/32", "dev", "lo")
+		}
+	})
+	return n
+}
+
+func newNamespace(t *testing.T) netns.NsHandle {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	here, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatalf("make a network namespace (these tests need root): %v", err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	if err := netns.Set(here); err != nil {
+		t.Fatal(err)
+	}
+	return ns
+}
+
+// in runs f inside a namespace, on a thread of its own.
+func in(t *testing.T, ns netns.NsHandle, f func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	here, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	if err := netns.Set(ns); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := netns.Set(here); err != nil {
+			panic(err) // the thread must not go on in the wrong namespace
+		}
+	}()
+	f()
+}
+
+// connect makes a cable from the namespace that the caller is in to another one, with a /24 on it.
+func connect(t *testing.T, name, addr string, peer netns.NsHandle, peerAddr string) {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "up0", PeerNamespace: netlink.NsFd(peer)}); err != nil {
+		t.Fatal(err)
+	}
+	up := func(link, addr string) {
+		sh(t, "ip", "addr", "add", addr+"/24", "dev", link)
+		sh(t, "ip", "link", "set", link, "up")
+	}
+	in(t, peer, func() { up("up0", peerAddr) })
+	up(name, addr)
+}
+
+func sh(t *testing.T, command ...string) string {
+	t.Helper()
+	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
+	}
+	return string(out)
+}
+
+// serve answers on addr in a namespace, TCP and UDP: each connection and each datagram gets the server's name, then
+// everything back that is sent.
+func serve(t *testing.T, ns netns.NsHandle, addr, name string) {
+	t.Helper()
+	in(t, ns, func() {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer conn.Close()
+					fmt.Fprintf(conn, "%s %s\n", name, conn.RemoteAddr().(*net.TCPAddr).IP)
+					io.Copy(conn, conn)
+				}()
+			}
+		}()
+		u, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { u.Close() })
+		go func() {
+			b := make([]byte, 100)
+			for {
+				_, from, err := u.ReadFrom(b)
+				if err != nil {
+					return
+				}
+				u.WriteTo([]byte(name+"\n"), from)
+			}
+		}()
+	})
+}
+
+// ask connects from a namespace and returns the first line of the answer, or "refused", or another error.
+func ask(t *testing.T, ns netns.NsHandle, proto, addr string) (answer string) {
+	t.Helper()
+	conn, err := dial(t, ns, proto, addr)
+	if err != nil {
+		return reason(err)
+	}
+	defer conn.Close()
+	return exchange(conn)
+}
+
+func dial(t *testing.T, ns netns.NsHandle, proto, addr string) (conn net.Conn, err error) {
+	t.Helper()
+	in(t, ns, func() { conn, err = net.DialTimeout(proto, addr, 2*time.Second) })
+	return conn, err
+}
+
+func exchange(conn net.Conn) string {
+	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	if _, err := conn.Write([]byte("hello\n")); err != nil {
+		return reason(err)
+	}
+	b := make([]byte, 100)
+	n, err := conn.Read(b)
+	if err != nil {
+		return reason(err)
+	}
+	line, _, _ := strings.Cut(string(b[:n]), "\n")
+	return line
+}
+
+func reason(err error) string {
+	if strings.Contains(err.Error(), "connection refused") {
+		return "refused"
+	}
+	return err.Error()
+}
+
+func podDestinations(port uint16, ips ...string) []model.Destination {
+	var list []model.Destination
+	for _, ip := range ips {
+		list = append(list, model.Destination{Addr: netip.AddrPortFrom(netip.MustParseAddr(ip), port), Reach: model.ReachPods, Node: "node-1"})
+	}
+	return list
+}
+
+func testSnapshot(services ...model.Service) *model.Snapshot {
+	return &model.Snapshot{
+		Services: services,
+		Nodes: []model.Node{{
+			Ref:         model.ObjectRef{Kind: "Node", Name: "node-1"},
+			InternalIPs: []netip.Addr{netip.MustParseAddr(nodeIP)},
+			PodCIDRs:    []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")},
+			Ready:       true,
+			Reach:       model.ReachPods,
+		}},
+	}
+}
+
+func testService(name string, vips []string, ports ...model.ServicePort) model.Service {
+	svc := model.Service{Ref: model.ObjectRef{Kind: "Service", Namespace: "default", Name: name}, Ports: ports}
+	for _, v := range vips {
+		svc.VIPs = append(svc.VIPs, netip.MustParseAddr(v))
+	}
+	return svc
+}
+
+// startKernel makes a Kernel in the edge's namespace and returns a function that reconciles there.
+func startKernel(t *testing.T, n *network, o Options) (reconcile func(*model.Snapshot)) {
+	t.Helper()
+	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	var k *Kernel
+	var err error
+	in(t, n.edge, func() { k, err = NewKernel(o) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(s *model.Snapshot) {
+		t.Helper()
+		in(t, n.edge, func() {
+			if err := k.Reconcile(context.Background(), s); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// bothBackends runs a test with each flavour of iptables.
+func bothBackends(t *testing.T, f func(t *testing.T, b Backend)) {
+	for _, b := range []Backend{BackendNFT, BackendLegacy} {
+		t.Run(string(b), func(t *testing.T) { f(t, b) })
+	}
+}
+
+func TestTraffic(t *testing.T) {
+	bothBackends(t, func(t *testing.T, b Backend) {
+		n := newNetwork(t)
+		for _, ip := range podIPs {
+			serve(t, n.node, ip+":9376", ip)
+		}
+		serve(t, n.edge, "0.0.0.0:22", "sshd") // and whatever else the edge itself runs
+		serve(t, n.edge, "0.0.0.0:443", "l7")
+		reconcile := startKernel(t, n, Options{Backend: b, VIPPorts: []uint16{443}})
+		reconcile(testSnapshot(
+			testService("empty", []string{"198.51.100.11"},
+				model.ServicePort{Protocol: model.TCP, Port: 80, NodePort: 30002},
+				model.ServicePort{Protocol: model.UDP, Port: 80, NodePort: 30002}),
+			testService("three", []string{"198.51.100.10"},
+				model.ServicePort{Protocol: model.TCP, Port: 80, NodePort: 30001, Destinations: podDestinations(9376, podIPs...)}),
+			testService("udp", []string{"198.51.100.10"},
+				model.ServicePort{Protocol: model.UDP, Port: 53, NodePort: 30053, Destinations: podDestinations(9376, podIPs[0])}),
+		))
+
+		for _, tt := range []struct{ from, proto, to, want string }{
+			{"client", "tcp", edgeIP + ":30001", "10.1.0.2 10.1.0.3 10.1.0.4"},
+			{"client", "tcp", "198.51.100.10:80", "10.1.0.2 10.1.0.3 10.1.0.4"},
+			{"client", "udp", edgeIP + ":30053", "10.1.0.2"},
+			{"client", "udp", "198.51.100.10:53", "10.1.0.2"},
+			{"edge", "tcp", edgeIP + ":30001", "10.1.0.2 10.1.0.3 10.1.0.4"},
+			{"edge", "tcp", "198.51.100.10:80", "10.1.0.2 10.1.0.3 10.1.0.4"},
+			{"client", "tcp", edgeIP + ":30002", "refused"},
+			{"client", "udp", edgeIP + ":30002", "refused"},
+			{"client", "tcp", "198.51.100.11:80", "refused"},
+			{"client", "udp", "198.51.100.11:80", "refused"},
+			{"edge", "tcp", edgeIP + ":30002", "refused"},
+			{"client", "tcp", "198.51.100.10:30001", "refused"}, // no NodePorts at a VIP
+			{"client", "tcp", "198.51.100.10:22", "refused"},
+			{"client", "udp", "198.51.100.10:22", "refused"},
+			{"edge", "tcp", "198.51.100.10:22", "refused"},
+			{"client", "tcp", edgeIP + ":22", "sshd"},
+			{"client", "tcp", "198.51.100.10:443", "l7"},
+			{"edge", "tcp", "127.0.0.1:30001", "refused"},
+		} {
+			t.Run(tt.from+" to "+tt.proto+" "+tt.to, func(t *testing.T) {
+				ns := map[string]netns.NsHandle{"client": n.client, "edge": n.edge}[tt.from]
+				want := map[string]bool{}
+				for name := range strings.FieldsSeq(tt.want) {
+					want[name] = false
+				}
+				tries := 60
+				if tt.want == "refused" {
+					tries = 3 // the kernel limits ICMP errors to 6 at once (icmp_ratelimit)
+				}
+				for range tries {
+					answer, source, _ := strings.Cut(ask(t, ns, tt.proto, tt.to), " ")
+					if _, ok := want[answer]; !ok {
+						t.Fatalf("got %s, want %s", answer+" "+source, tt.want)
+					}
+					if strings.HasPrefix(answer, "10.") && source != "" && source != "10.0.0.1" {
+						t.Fatalf("endpoint sees source %s, want the edge's 10.0.0.1", source)
+					}
+					want[answer] = true
+				}
+				for name, seen := range want {
+					if !seen {
+						t.Errorf("%s did not answer in %d tries", name, tries)
+					}
+				}
+			})
+		}
+	})
+}

@@ -1,0 +1,129 @@
+package rules
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"sallyport/watcher/model"
+)
+
+// routeProtocol marks the routes that we made (rtm_protocol; rt_protos leaves 83 free). "ip route show proto 83" lists them.
+const routeProtocol = netlink.RouteProtocol(83)
+
+// enableForwarding turns net.ipv4.ip_forward on. It stays on after Cleanup: other programs may rely on it by then.
+func (k *Kernel) enableForwarding(ctx context.Context) error {
+	changed, err := setSysctl("/proc/sys/net/ipv4/ip_forward", "1")
+	if err != nil {
+		return fmt.Errorf("turn IPv4 forwarding on: %w: set net.ipv4.ip_forward=1 in /etc/sysctl.d", err)
+	}
+	if changed {
+		k.log.WarnContext(ctx, "IPv4 forwarding turned on: this machine now forwards between its networks, as far as the FORWARD chain lets it",
+			"sysctl", "net.ipv4.ip_forward=1")
+	}
+	return nil
+}
+
+// reconcileRoutes keeps a route to the podCIDRs of each node through its InternalIP, and removes those of our own that
+// are no longer wanted. A route of someone else to the same network is left alone and makes ours unnecessary.
+func (k *Kernel) reconcileRoutes(ctx context.Context, s *model.Snapshot) error {
+	want := k.wantRoutes(s)
+	list, err := mainRoutes()
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		dst := prefixOf(r.Dst)
+		gateway, wanted := want[dst]
+		switch {
+		case r.Protocol != routeProtocol:
+			if wanted {
+				k.sayOnce(ctx, dst.String(), "route to pods left to another program", "protocol", r.Protocol.String(), "via", r.Gw.String())
+				delete(want, dst)
+			}
+		case !wanted:
+			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("remove route to %s: %w", dst, err)
+			}
+			k.log.InfoContext(ctx, "route to pods removed", "podCIDR", dst)
+		case r.Gw.Equal(gateway.AsSlice()):
+			delete(want, dst)
+		}
+	}
+	return k.addRoutes(ctx, want)
+}
+
+func (k *Kernel) wantRoutes(s *model.Snapshot) map[netip.Prefix]netip.Addr {
+	want := map[netip.Prefix]netip.Addr{}
+	if k.o.Reach == model.ReachNodes {
+		return want
+	}
+	for i := range s.Nodes {
+		for _, cidr := range s.Nodes[i].PodCIDRs {
+			gateway, ok := s.Nodes[i].InternalIP(cidr.Addr())
+			if _, taken := want[cidr.Masked()]; ok && !taken && cidr.Addr().Is4() {
+				want[cidr.Masked()] = gateway
+			}
+		}
+	}
+	return want
+}
+
+// addRoutes adds or corrects routes. A node that is not on a network of the edge cannot be a gateway: whether its pods
+// are routed is then up to the network, so this is said and is no error.
+func (k *Kernel) addRoutes(ctx context.Context, want map[netip.Prefix]netip.Addr) error {
+	var errs []error
+	for dst, gateway := range want {
+		_, ipnet, err := net.ParseCIDR(dst.String())
+		if err != nil {
+			return fmt.Errorf("route to %s: %w", dst, err)
+		}
+		err = netlink.RouteReplace(&netlink.Route{Dst: ipnet, Gw: gateway.AsSlice(), Protocol: routeProtocol})
+		switch {
+		case err == nil:
+			delete(k.said, dst.String())
+			k.log.InfoContext(ctx, "route to pods added", "podCIDR", dst, "via", gateway)
+		case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EHOSTUNREACH):
+			k.sayOnce(ctx, dst.String(), "no route to pods made: the node is on no network of this edge, so the network must route the podCIDR",
+				"via", gateway.String(), "err", err.Error())
+		default:
+			errs = append(errs, fmt.Errorf("route to %s via %s: %w", dst, gateway, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mainRoutes lists the IPv4 routes of the main table.
+func mainRoutes() ([]netlink.Route, error) {
+	list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	return list, nil
+}
+
+// prefixOf returns a route's destination; the default route's is nil or zero.
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	addr, _ := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), ones)
+}
+
+// setSysctl writes a kernel setting unless it has the value already, and says whether it wrote.
+func setSysctl(path, value string) (changed bool, err error) {
+	old, err := os.ReadFile(path)
+	if err != nil || string(bytes.TrimSpace(old)) == value {
+		return false, err
+	}
+	return true, os.WriteFile(path, []byte(value), 0o644)
+}

@@ -1,0 +1,142 @@
+package rules
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"io"
+	"slices"
+)
+
+// A Ruleset is what Sallyport wants in the kernel, table by table, in the order in which to apply them.
+type Ruleset struct{ Tables []Table }
+
+// A Table holds our chains of one iptables table, ordered by name.
+type Table struct {
+	Name   string // filter or nat
+	Chains []Chain
+}
+
+// A Chain is a user-defined chain with its rules.
+type Chain struct {
+	Name string
+	Text []byte // the rules as iptables-restore reads them, each as "-A NAME …\n"
+}
+
+// Rules counts the rules in the table.
+func (t Table) Rules() int {
+	n := 0
+	for _, c := range t.Chains {
+		n += bytes.Count(c.Text, []byte{'\n'})
+	}
+	return n
+}
+
+// WriteTo prints the rule set as the input of iptables-restore --noflush that makes it from nothing. The jumps from
+// the built-in chains, which are made one by one, are there as comments.
+func (r Ruleset) WriteTo(w io.Writer) (int64, error) {
+	var b bytes.Buffer
+	for _, t := range r.Tables {
+		for _, h := range hooks {
+			if h.table == t.Name {
+				fmt.Fprintf(&b, "# -A %s -j %s\n", h.from, h.to)
+			}
+		}
+		b.Write(t.change(t.Chains, nil, nil))
+	}
+	return b.WriteTo(w)
+}
+
+// change gives the input of iptables-restore --noflush that in one transaction runs the commands (complete lines),
+// writes the chains anew and removes those that are gone.
+func (t Table) change(write []Chain, gone, commands []string) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "*%s\n", t.Name)
+	for _, c := range write {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", c.Name) // declaring a chain empties it
+	}
+	for _, name := range gone {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", name)
+	}
+	for _, line := range commands {
+		b.WriteString(line + "\n")
+	}
+	for _, c := range write {
+		b.Write(c.Text)
+	}
+	for _, name := range gone { // last, when nothing refers to them any more
+		fmt.Fprintf(&b, "-X %s\n", name)
+	}
+	b.WriteString("COMMIT\n")
+	return b.Bytes()
+}
+
+// since compares t with what was applied before: the chains to write and the names of those that are gone.
+func (t Table) since(old Table) (write []Chain, gone []string) {
+	byName := func(c Chain, name string) int { return cmp.Compare(c.Name, name) }
+	for _, c := range t.Chains {
+		i, found := slices.BinarySearchFunc(old.Chains, c.Name, byName)
+		if !found || !bytes.Equal(old.Chains[i].Text, c.Text) {
+			write = append(write, c)
+		}
+	}
+	return write, t.without(old.names())
+}
+
+// without returns those names that are no chain of t.
+func (t Table) without(names []string) []string {
+	own := t.names()
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		_, found := slices.BinarySearch(own, name)
+		return found
+	})
+}
+
+func (t Table) names() []string {
+	names := make([]string, len(t.Chains))
+	for i, c := range t.Chains {
+		names[i] = c.Name
+	}
+	return names
+}
+
+// A builder collects the chains of one table.
+type builder struct {
+	name   string
+	chains []*chain
+}
+
+// chain adds an empty chain.
+func (b *builder) chain(name string) *chain {
+	c := &chain{name: name}
+	b.chains = append(b.chains, c)
+	return c
+}
+
+func (b *builder) table() Table {
+	slices.SortFunc(b.chains, func(x, y *chain) int { return cmp.Compare(x.name, y.name) })
+	t := Table{Name: b.name, Chains: make([]Chain, len(b.chains))}
+	for i, c := range b.chains {
+		t.Chains[i] = Chain{Name: c.name, Text: c.text}
+	}
+	return t
+}
+
+// A chain is a Chain in the making.
+type chain struct {
+	name string
+	text []byte
+}
+
+// rule appends one rule, given in parts that are joined by spaces; empty parts are left out.
+func (c *chain) rule(parts ...string) {
+	c.text = append(c.text, "-A "...)
+	c.text = append(c.text, c.name...)
+	for _, p := range parts {
+		if p != "" {
+			c.text = append(c.text, ' ')
+			c.text = append(c.text, p...)
+		}
+	}
+	c.text = append(c.text, '\n')
+}
