@@ -14,8 +14,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"sallyport/bench/lab/build"
@@ -32,6 +34,7 @@ func (c *Cluster) connect() (err error) {
 	if c.client, err = kubernetes.NewForConfig(c.config); err != nil {
 		return err
 	}
+	c.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(c.client.Discovery()))
 	c.dynamic, err = dynamic.NewForConfig(c.config)
 	return err
 }
