@@ -105,6 +105,6 @@ func runOn(ctx context.Context, c Config, client kubernetes.Interface, network *
 		launcher: launcher,
 		prober:   newProber(network.node),
 		images:   c.Images,
-		node:     c,
+		config:   c,
 	})
 }

@@ -27,24 +27,23 @@ type container struct {
 	never  bool                    // restart not even after failure
 }
 
-// run returns when the container has ended for good: by its restart policy, because it cannot be started, or because
-// the pod is being stopped.
+// run returns when the container has ended for good, by its restart policy or because the pod is being stopped.
 func (c *container) run(stop stopping) {
-	for delay := firstBackOff; !c.completed(); delay = min(2*delay, lastBackOff) {
+	for delay := firstBackOff; !c.completed() && stop.term.Err() == nil; delay = min(2*delay, lastBackOff) {
 		began := time.Now()
-		p, err := c.start(stop)
+		p, err := c.start()
 		if err != nil {
 			c.refuse(err)
-			<-stop.term.Done()
-			return
+			sleep(stop.term, delay)
+			continue
 		}
 		c.supervise(p, stop)
 		c.ended(p)
 		if time.Since(began) > lastBackOff {
 			delay = firstBackOff
 		}
-		if c.completed() || stop.term.Err() != nil || !c.backOff(stop.term, delay) {
-			return
+		if !c.completed() && stop.term.Err() == nil {
+			c.backOff(stop.term, delay)
 		}
 	}
 }
@@ -75,7 +74,7 @@ type startError struct {
 func (e *startError) Error() string { return e.cause.Error() }
 func (e *startError) Unwrap() error { return e.cause }
 
-func (c *container) start(stop stopping) (*process, error) {
+func (c *container) start() (*process, error) {
 	spec, err := c.prepare()
 	if err != nil {
 		return nil, err
@@ -118,8 +117,7 @@ func (c *container) prepare() (processSpec, error) {
 	return processSpec{netNS: netNS, hostname: facts.hostname, dir: c.spec.WorkingDir, argv: argv, env: env.list()}, nil
 }
 
-// refuse tells why the container cannot be started. Nothing that could change would help: the image table and the
-// pod's spec are fixed.
+// refuse tells why the container cannot be started.
 func (c *container) refuse(err error) {
 	reason := "CreateContainerError"
 	if start, ok := err.(*startError); ok {
@@ -214,25 +212,22 @@ func (c *container) ended(p *process) {
 	})
 }
 
-// backOff waits before the next start, and returns false when the pod is stopped meanwhile.
-func (c *container) backOff(term context.Context, delay time.Duration) bool {
-	var last corev1.ContainerState
+// backOff waits before the next start, or until the pod is stopped.
+func (c *container) backOff(term context.Context, delay time.Duration) {
 	message := fmt.Sprintf("back-off %v restarting failed container %s", delay, c.spec.Name)
 	c.set(func(s *corev1.ContainerStatus) {
-		last = s.State
-		s.LastTerminationState = last
+		s.LastTerminationState = s.State
 		s.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff", Message: message}}
 	})
 	c.w.event(corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s", c.spec.Name)
 	again := sleep(term, delay)
 	c.set(func(s *corev1.ContainerStatus) {
-		if !again {
-			s.State = last
+		if again {
+			s.RestartCount++
 			return
 		}
-		s.RestartCount++
+		s.State, s.LastTerminationState = s.LastTerminationState, corev1.ContainerState{}
 	})
-	return again
 }
 
 // set changes the container's status and has it published.

@@ -26,12 +26,12 @@ type manager struct {
 // runPods runs the node's pods until ctx ends, and returns when nothing of them is left.
 func runPods(ctx context.Context, r *podRuntime) error {
 	m := &manager{ctx: ctx, runtime: r, workers: map[types.UID]*podWorker{}}
-	onNode := fields.OneTermEqualSelector("spec.nodeName", r.node.Node).String()
+	onNode := fields.OneTermEqualSelector("spec.nodeName", r.config.Node).String()
 	factory := informers.NewSharedInformerFactoryWithOptions(r.client, 0,
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = onNode }))
 	informer := factory.Core().V1().Pods().Informer()
 	if _, err := informer.AddEventHandler(m); err != nil {
-		return fmt.Errorf("watch pods of node %s: %w", r.node.Node, err)
+		return fmt.Errorf("watch pods of node %s: %w", r.config.Node, err)
 	}
 	factory.StartWithContext(ctx)
 	<-ctx.Done()

@@ -118,12 +118,12 @@ func TestInitContainers(t *testing.T) {
 func TestGracefulTermination(t *testing.T) {
 	b := startBed(t)
 	mark := t.TempDir() + "/order"
-	pod := testPod("web", `trap 'echo term >>`+mark+`; exit 0' TERM; while :; do sleep 0.02; done`)
+	pod := testPod("web", `trap 'echo term >>`+mark+`; exit 0' TERM; echo up; while :; do sleep 0.02; done`)
 	pod.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{
 		Exec: &corev1.ExecAction{Command: []string{"/bin/sh", "-c", "echo stop >>" + mark}},
 	}}
 	b.create(pod)
-	b.status("web", ready)
+	b.logged("web", "main", "up")
 	b.delete("web", 30)
 	if order, err := os.ReadFile(mark); string(order) != "stop\nterm\n" {
 		t.Errorf("order %q, %v", order, err)
@@ -147,8 +147,9 @@ func TestPreStopSleep(t *testing.T) {
 // TestKilledAfterGrace has a process that ignores SIGTERM, and a child that has left its session.
 func TestKilledAfterGrace(t *testing.T) {
 	b := startBed(t)
-	b.create(testPod("deaf", `trap "" TERM; setsid sleep 1000 & while :; do sleep 0.1; done`))
+	b.create(testPod("deaf", `trap "" TERM; setsid sleep 1000 & echo up; while :; do sleep 0.1; done`))
 	s := b.status("deaf", ready)
+	b.logged("deaf", "main", "up")
 	b.delete("deaf", 1)
 	if err := b.dial("", s.PodIP+":80"); err == nil {
 		t.Error("something answers at the address of a killed pod")

@@ -119,12 +119,13 @@ func TestStatusPatch(t *testing.T) {
 	}
 }
 
+// TestInitialStatuses is a restart of the agent: a ran, b had ended, c is new.
 func TestInitialStatuses(t *testing.T) {
 	specs := []corev1.Container{{Name: "a"}, {Name: "b"}, {Name: "c"}}
 	old := []corev1.ContainerStatus{exited("b", 3), running("a", true)}
 	old[1].RestartCount = 4
-	got := initialStatuses(specs, old, "ContainerCreating")
-	if a := got[0]; a.RestartCount != 5 || a.Ready || a.State.Waiting == nil {
+	got := initialStatuses(specs, old, "ContainerCreating", false)
+	if a := got[0]; a.RestartCount != 5 || a.Ready || a.State.Waiting == nil || a.LastTerminationState.Terminated.ExitCode != 137 {
 		t.Errorf("a container that died with the agent: %+v", a)
 	}
 	if b := got[1]; b.RestartCount != 0 || b.State.Terminated == nil {
@@ -132,5 +133,9 @@ func TestInitialStatuses(t *testing.T) {
 	}
 	if c := got[2]; c.Name != "c" || c.State.Waiting.Reason != "ContainerCreating" {
 		t.Errorf("a new container: %+v", c)
+	}
+	got = initialStatuses(specs, old, "ContainerCreating", true)
+	if a := got[0]; a.RestartCount != 4 || a.State.Terminated == nil || a.State.Terminated.ExitCode != 137 {
+		t.Errorf("a container that died with the agent and may not run again: %+v", a)
 	}
 }

@@ -28,7 +28,7 @@ type podRuntime struct {
 	launcher *launcher
 	prober   *prober
 	images   imageTable
-	node     Config
+	config   Config
 }
 
 // stopping is how a pod ends: term asks its containers to end, kill, later, ends them.
@@ -69,16 +69,16 @@ func newPodWorker(ctx context.Context, r *podRuntime, pod *corev1.Pod) *podWorke
 		namespace:  pod.Namespace,
 		name:       pod.Name,
 		spec:       &pod.Spec,
-		dir:        filepath.Join(r.node.Dir, podsDir, pod.Namespace+"_"+pod.Name+"_"+string(pod.UID)),
-		log:        r.node.Log.With("pod", pod.Namespace+"/"+pod.Name),
+		dir:        filepath.Join(r.config.Dir, podsDir, pod.Namespace+"_"+pod.Name+"_"+string(pod.UID)),
+		log:        r.config.Log.With("pod", pod.Namespace+"/"+pod.Name),
 		changed:    make(chan struct{}, 1),
 		pod:        pod,
-		facts:      podFacts{hostname: hostname(pod), hostIP: r.node.NodeIP},
+		facts:      podFacts{hostname: hostname(pod), hostIP: r.config.NodeIP},
 	}
 	w.life, w.cancelLife = context.WithCancel(ctx)
 	w.stop.kill, w.cancelKill = context.WithCancel(w.life)
 	w.stop.term, w.cancelTerm = context.WithCancel(w.stop.kill)
-	w.seen = firstSight(pod, r.node.NodeIP)
+	w.seen = firstSight(pod, r.config.NodeIP)
 	return w
 }
 
@@ -100,33 +100,49 @@ func firstSight(pod *corev1.Pod, nodeIP netip.Addr) observed {
 	if len(pod.Spec.InitContainers) > 0 {
 		waiting = "PodInitializing"
 	}
+	never := pod.Spec.RestartPolicy == corev1.RestartPolicyNever
 	return observed{
 		hostIP:    nodeIP,
 		startTime: metav1.Now(),
-		inits:     initialStatuses(pod.Spec.InitContainers, pod.Status.InitContainerStatuses, waiting),
-		mains:     initialStatuses(pod.Spec.Containers, pod.Status.ContainerStatuses, waiting),
+		inits:     initialStatuses(pod.Spec.InitContainers, pod.Status.InitContainerStatuses, waiting, never),
+		mains:     initialStatuses(pod.Spec.Containers, pod.Status.ContainerStatuses, waiting, never),
 	}
 }
 
-// initialStatuses continues the statuses that an earlier agent wrote, whose processes died with it.
-func initialStatuses(specs []corev1.Container, old []corev1.ContainerStatus, waiting string) []corev1.ContainerStatus {
+// initialStatuses continues the statuses that an earlier agent wrote.
+func initialStatuses(specs []corev1.Container, old []corev1.ContainerStatus, waiting string, never bool) []corev1.ContainerStatus {
 	statuses := make([]corev1.ContainerStatus, len(specs))
 	for i, c := range specs {
 		s := corev1.ContainerStatus{Name: c.Name}
 		if k := slices.IndexFunc(old, func(o corev1.ContainerStatus) bool { return o.Name == c.Name }); k >= 0 {
 			s = *old[k].DeepCopy()
 		}
-		if s.State.Running != nil {
-			s.RestartCount++
-		}
-		if s.State.Terminated == nil {
-			s.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: waiting}}
-		}
+		resume(&s, waiting, never)
 		s.Image, s.ImageID = c.Image, "lab://"+ImageName(c.Image)
 		s.Ready, s.Started = false, new(false)
 		statuses[i] = s
 	}
 	return statuses
+}
+
+// resume continues a container's status: what ran has died with the earlier agent, and what may not run again stays
+// as it ended.
+func resume(s *corev1.ContainerStatus, waiting string, never bool) {
+	if s.State.Running != nil {
+		dead := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+			ExitCode: 137, Signal: 9, Reason: "Error", Message: "the node agent ended",
+			StartedAt: s.State.Running.StartedAt, FinishedAt: metav1.Now(), ContainerID: s.ContainerID,
+		}}
+		if never {
+			s.State = dead
+			return
+		}
+		s.LastTerminationState = dead
+		s.RestartCount++
+	}
+	if s.State.Terminated == nil {
+		s.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: waiting}}
+	}
 }
 
 // run is the life of the pod. It returns when nothing of the pod is left on the node.
@@ -175,7 +191,7 @@ func (w *podWorker) attach() (sandbox, error) {
 		return sandbox{}, err
 	}
 	if w.spec.HostNetwork {
-		return sandbox{netNS: w.node.NetNS, ips: []netip.Addr{w.node.NodeIP}}, nil
+		return sandbox{netNS: w.config.NetNS, ips: []netip.Addr{w.config.NodeIP}}, nil
 	}
 	return w.network.attach(w.uid)
 }
