@@ -1,0 +1,152 @@
+package model
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// WriteText writes the snapshot for people: a line for each node, service, service port, endpoint, route and problem.
+// Equal snapshots give equal text. The Generation is left out.
+func (s *Snapshot) WriteText(w io.Writer) error {
+	b := bufio.NewWriter(w)
+	for i := range s.Nodes {
+		fmt.Fprintln(b, s.Nodes[i].text())
+	}
+	for i := range s.Services {
+		s.Services[i].writeText(b)
+	}
+	for i := range s.Routes {
+		fmt.Fprintln(b, s.Routes[i].text())
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintln(b, "problem", p)
+	}
+	return b.Flush() // holds the first error of all the writes above
+}
+
+// path gives "cluster:namespace/name", without the parts that are empty.
+func (r ObjectRef) path() string { return strings.TrimPrefix(r.String(), r.Kind+" ") }
+
+func (n *Node) text() string {
+	f := fields{"node", n.Ref.path(), "NotReady", "reach " + string(n.Reach)}
+	if n.Ready {
+		f[2] = "Ready"
+	}
+	f.add("InternalIP", join(n.InternalIPs))
+	f.add("podCIDRs", join(n.PodCIDRs))
+	f.add("zone", n.Zone)
+	return f.String()
+}
+
+func (s *Service) writeText(w io.Writer) {
+	f := fields{"service", s.Ref.path()}
+	if s.LoadBalancer {
+		f = append(f, "LoadBalancer")
+	}
+	if len(s.RequestedVIPs) > 0 {
+		f.add("requests", join(s.RequestedVIPs)+" by "+s.RequestField)
+	}
+	f.add("VIPs", join(s.VIPs))
+	fmt.Fprintln(w, f)
+	for i := range s.Ports {
+		s.Ports[i].writeText(w)
+	}
+}
+
+func (p *ServicePort) writeText(w io.Writer) {
+	f := fields{"  port", p.Name, strconv.Itoa(int(p.Port)) + "/" + string(p.Protocol)}
+	if p.NodePort != 0 {
+		f.add("nodePort", strconv.Itoa(int(p.NodePort)))
+	}
+	to := make(fields, 0, len(p.Destinations))
+	for _, d := range p.Destinations {
+		to = append(to, d.text())
+	}
+	if len(to) == 0 {
+		to = fields{"none"}
+	}
+	fmt.Fprintln(w, f.String()+" -> "+strings.Join(to, ", "))
+	for _, e := range p.Endpoints {
+		fmt.Fprintln(w, e.text())
+	}
+}
+
+func (d Destination) text() string {
+	if d.Reach == ReachNodes {
+		return d.Addr.String() + " of node " + d.Node
+	}
+	return d.Addr.String()
+}
+
+func (e Endpoint) text() string {
+	f := fields{"    endpoint", e.Addr.String()}
+	for _, c := range []struct {
+		name string
+		on   bool
+	}{{"ready", e.Ready}, {"serving", e.Serving}, {"terminating", e.Terminating}} {
+		if c.on {
+			f = append(f, c.name)
+		}
+	}
+	f.add("pod", e.Pod)
+	f.add("node", e.Node)
+	f.add("zone", e.Zone)
+	return f.String()
+}
+
+func (r *Route) text() string {
+	host := r.Host
+	if host == "" {
+		host = "any-host"
+	}
+	to := make(fields, 0, len(r.Backends))
+	for _, b := range r.Backends {
+		t := b.Service.path() + ":" + strconv.Itoa(int(b.Port))
+		if len(r.Backends) > 1 {
+			t += " weight " + strconv.Itoa(b.Weight)
+		}
+		to = append(to, t)
+	}
+	if len(to) == 0 {
+		to = fields{"none"}
+	}
+	return fields{"route", host, string(r.Match), r.Path, "->", strings.Join(to, ", "), "by", r.Ref.String()}.String()
+}
+
+// fields are the words of a line; empty ones are left out.
+type fields []string
+
+// add appends a name and its value, unless the value is empty.
+func (f *fields) add(name, value string) {
+	if value != "" {
+		*f = append(*f, name, value)
+	}
+}
+
+// String joins the words by single spaces.
+func (f fields) String() string {
+	var b strings.Builder
+	for _, s := range f {
+		if s == "" {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(s)
+	}
+	return b.String()
+}
+
+// join lists the values, separated by commas.
+func join[T netip.Addr | netip.Prefix](values []T) string {
+	s := make([]string, 0, len(values))
+	for _, v := range values {
+		s = append(s, fmt.Sprint(v))
+	}
+	return strings.Join(s, ",")
+}

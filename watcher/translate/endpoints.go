@@ -1,0 +1,156 @@
+package translate
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"sallyport/watcher/model"
+)
+
+// An endpointSlice is an EndpointSlice with its addresses checked, once for all its ports.
+type endpointSlice struct {
+	ports     []discoveryv1.EndpointPort
+	endpoints []model.Endpoint // without port; those with unusable addresses are left out
+	headless  bool
+}
+
+// indexSlices fills t.slices, by the Service that owns them.
+func (t *translator) indexSlices() {
+	for _, s := range sorted(t.in.EndpointSlices) {
+		service := s.Labels[discoveryv1.LabelServiceName]
+		if service == "" || s.AddressType == discoveryv1.AddressTypeFQDN {
+			continue // of no Service, or names that nothing resolves: kube-proxy ignores them too
+		}
+		_, headless := s.Labels[corev1.IsHeadlessService]
+		key := name{s.Namespace, service}
+		t.slices[key] = append(t.slices[key], endpointSlice{s.Ports, t.sliceEndpoints(s), headless})
+	}
+}
+
+// sliceEndpoints reads the endpoints of a slice. Of the addresses of one endpoint only the first counts, as
+// discovery/v1 Endpoint.addresses says.
+func (t *translator) sliceEndpoints(s *discoveryv1.EndpointSlice) []model.Endpoint {
+	out := make([]model.Endpoint, 0, len(s.Endpoints))
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		if len(e.Addresses) == 0 {
+			continue
+		}
+		addr, why := t.destinationAddr(e.Addresses[0])
+		if why == "" && addr.Is4() != (s.AddressType == discoveryv1.AddressTypeIPv4) {
+			why = "is not of addressType " + string(s.AddressType)
+		}
+		if why != "" {
+			t.problem(t.ref("EndpointSlice", s), indexed("endpoints", i, ".addresses[0]"), model.ReasonInvalidField,
+				"%q %s: the endpoint gets no traffic", e.Addresses[0], why)
+			continue
+		}
+		out = append(out, modelEndpoint(e, addr))
+	}
+	return out
+}
+
+// modelEndpoint resolves absent conditions as discovery/v1 EndpointConditions says.
+func modelEndpoint(e *discoveryv1.Endpoint, addr netip.Addr) model.Endpoint {
+	m := model.Endpoint{
+		Addr:        netip.AddrPortFrom(addr, 0),
+		Node:        value(e.NodeName, ""),
+		Zone:        value(e.Zone, ""),
+		Ready:       value(e.Conditions.Ready, true),
+		Serving:     value(e.Conditions.Serving, true),
+		Terminating: value(e.Conditions.Terminating, false),
+	}
+	if e.TargetRef != nil && e.TargetRef.Kind == "Pod" {
+		m.Pod = e.TargetRef.Name
+	}
+	return m
+}
+
+// endpoints collects the endpoints of one service port from the slices of its Service: a slice's port belongs to the
+// service port of the same name and protocol. An address that stands in several slices, as happens while the
+// controller moves it, is taken once, in its best condition.
+func endpoints(of []endpointSlice, headless bool, port string, protocol model.Protocol) []model.Endpoint {
+	var all []model.Endpoint
+	for _, s := range of {
+		if s.headless && !headless {
+			continue // left from when the Service was headless
+		}
+		for _, p := range s.ports {
+			number := value(p.Port, 0)
+			if value(p.Name, "") != port || value(p.Protocol, corev1.ProtocolTCP) != corev1.Protocol(protocol) || !isPort(number) {
+				continue
+			}
+			for _, e := range s.endpoints {
+				e.Addr = netip.AddrPortFrom(e.Addr.Addr(), uint16(number))
+				all = append(all, e)
+			}
+		}
+	}
+	slices.SortFunc(all, compareEndpoints)
+	return slices.CompactFunc(all, func(a, b model.Endpoint) bool { return a.Addr == b.Addr })
+}
+
+// compareEndpoints orders by address; of one address the best condition comes first.
+func compareEndpoints(a, b model.Endpoint) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), better(a.Ready, b.Ready), better(a.Serving, b.Serving),
+		better(b.Terminating, a.Terminating),
+		cmp.Compare(a.Node, b.Node), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Zone, b.Zone))
+}
+
+// better orders true before false.
+func better(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	default:
+		return 1
+	}
+}
+
+// destinationAddr reads an address that traffic would be sent to. why says what is wrong with it, or is empty.
+// The API server refuses the same addresses (ValidateEndpointIP), but manifests and other API servers are not it, and
+// the edge must not be made to connect to itself or its neighbours on the link by who can write an EndpointSlice.
+func (t *translator) destinationAddr(s string) (addr netip.Addr, why string) {
+	addr, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}, "is not an IP address"
+	}
+	addr = addr.Unmap() // ::ffff:127.0.0.1 is 127.0.0.1
+	switch {
+	case addr.Zone() != "":
+		return addr, "has a zone"
+	case addr.IsUnspecified() || addr.Is4() && addr.As4()[0] == 0:
+		return addr, "is the unspecified address"
+	case addr.IsLoopback() && !t.o.AllowLoopbackEndpoints:
+		return addr, "is a loopback address"
+	case addr.IsLinkLocalUnicast():
+		return addr, "is a link-local address"
+	case addr.IsMulticast():
+		return addr, "is a multicast address"
+	case addr.Is4() && addr.As4()[0] >= 240:
+		return addr, "is a reserved or broadcast address"
+	}
+	return addr, ""
+}
+
+// value dereferences an optional field.
+func value[T any](p *T, absent T) T {
+	if p == nil {
+		return absent
+	}
+	return *p
+}
+
+func isPort(n int32) bool { return n >= 1 && n <= 65535 }
+
+// indexed gives the field path "list[i]" and the rest.
+func indexed(list string, i int, rest string) string {
+	return list + "[" + strconv.Itoa(i) + "]" + rest
+}

@@ -1,0 +1,98 @@
+package translate
+
+import (
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"sallyport/watcher/model"
+)
+
+// A nodeEntry is what the destinations need to know of a node.
+type nodeEntry struct {
+	name  string
+	addr  netip.Addr // InternalIP, IPv4; invalid if there is none
+	entry bool       // takes node port traffic
+	pods  bool       // its pods are reached directly
+}
+
+// nodes adds the cluster's nodes to the snapshot and fills t.node and t.entries.
+func (t *translator) nodes() {
+	for _, n := range sorted(t.in.Nodes) {
+		if _, repeated := t.node[n.Name]; repeated {
+			continue
+		}
+		m := t.modelNode(n)
+		t.out.Nodes = append(t.out.Nodes, m)
+		e := nodeEntry{name: n.Name, pods: m.Reach == model.ReachPods}
+		e.addr, e.entry = m.InternalIP(netip.IPv4Unspecified())
+		e.entry = e.entry && m.Ready && !leftOut(n)
+		t.node[n.Name] = e
+		if e.entry {
+			t.entries = append(t.entries, e)
+		}
+	}
+	slices.SortStableFunc(t.entries, func(a, b nodeEntry) int { return a.addr.Compare(b.addr) })
+}
+
+func (t *translator) modelNode(n *corev1.Node) model.Node {
+	m := model.Node{
+		Ref:         t.ref("Node", n),
+		InternalIPs: t.internalIPs(n),
+		PodCIDRs:    t.podCIDRs(n),
+		Ready:       isReady(n),
+		Zone:        n.Labels[corev1.LabelTopologyZone],
+		Reach:       model.ReachNodes,
+	}
+	if t.o.Reach == model.ReachPods || t.o.Reach == model.ReachAuto && t.o.PodsReachable != nil && t.o.PodsReachable(m.Ref) {
+		m.Reach = model.ReachPods
+	}
+	return m
+}
+
+// internalIPs are the node's own addresses. Those that could only be the edge itself or a whole segment are refused:
+// traffic would go where the cluster's users have no business.
+func (t *translator) internalIPs(n *corev1.Node) []netip.Addr {
+	var ips []netip.Addr
+	for i, a := range n.Status.Addresses {
+		if a.Type != corev1.NodeInternalIP {
+			continue
+		}
+		ip, why := t.destinationAddr(a.Address)
+		if why != "" {
+			t.problem(t.ref("Node", n), indexed("status.addresses", i, ".address"), model.ReasonInvalidField,
+				"%q %s: the address is not used", a.Address, why)
+			continue
+		}
+		ips = append(ips, ip)
+	}
+	return ips
+}
+
+func (t *translator) podCIDRs(n *corev1.Node) []netip.Prefix {
+	var cidrs []netip.Prefix
+	for i, s := range n.Spec.PodCIDRs {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			t.problem(t.ref("Node", n), indexed("spec.podCIDRs", i, ""), model.ReasonInvalidField,
+				"%q is not a CIDR: there will be no route to the node's pods", s)
+			continue
+		}
+		cidrs = append(cidrs, p.Masked())
+	}
+	return cidrs
+}
+
+func isReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// leftOut says whether a node takes no node port traffic although it may be Ready: its deletion has begun, or its
+// owner asks for it (core/v1 LabelNodeExcludeBalancers).
+func leftOut(n *corev1.Node) bool {
+	value, labelled := n.Labels[corev1.LabelNodeExcludeBalancers]
+	return n.DeletionTimestamp != nil || labelled && value != "false"
+}

@@ -1,0 +1,107 @@
+// Package translate turns Kubernetes objects into the desired state of an edge.
+//
+// Translate is pure: no clock, network, logger or map order, and the inputs are not modified. It never fails: what
+// cannot be honoured is left out and explained in Snapshot.Problems, so that one bad object cannot hurt its
+// neighbours. Every rule of translation has a scenario in testdata.
+package translate
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sallyport/watcher/model"
+	"sallyport/watcher/objects"
+)
+
+// Options are what translation needs to know beside the objects.
+type Options struct {
+	// Reach is how endpoints are reached: auto, pods or nodes. Empty means auto.
+	Reach model.Reach
+	// PodsReachable says whether this edge reaches the pods of a node directly. It is consulted in reach auto only, once
+	// for each node; nil means that none are reached.
+	PodsReachable func(node model.ObjectRef) bool
+	// AllowLoopbackEndpoints takes endpoints at loopback addresses, for the demo, whose pods are local processes. It must
+	// be false with a real cluster, whose users could otherwise send traffic to the edge's own services.
+	AllowLoopbackEndpoints bool
+	// ListenPorts are those that the edge itself listens on; a NodePort equal to one is not served.
+	ListenPorts []ListenPort
+}
+
+// A ListenPort is a port that the edge itself listens on.
+type ListenPort struct {
+	Protocol model.Protocol
+	Port     uint16
+	What     string // who listens, for the Problem: "l7 (l7.addresses)"
+}
+
+// Translate computes the desired state. LoadBalancer Services have no VIPs yet: lb gives them.
+func Translate(in objects.Objects, o Options) *model.Snapshot {
+	out := new(model.Snapshot)
+	var claims []nodePortClaim
+	var routes []candidate
+	for _, c := range in {
+		t := newTranslator(c, o, out)
+		t.nodes()
+		t.services()
+		t.ingresses()
+		claims = append(claims, t.claims...)
+		routes = append(routes, t.routes...)
+	}
+	sortServices(out)
+	resolveNodePorts(out, claims, o.ListenPorts)
+	resolveRoutes(out, routes)
+	slices.SortStableFunc(out.Nodes, func(a, b model.Node) int { return a.Ref.Compare(b.Ref) })
+	out.SortProblems()
+	return out
+}
+
+// A translator translates the objects of one cluster into out, which all clusters share.
+type translator struct {
+	in       objects.Cluster
+	o        Options
+	out      *model.Snapshot
+	slices   map[name][]endpointSlice
+	backends map[name]backendService // the Services that a route can name, and those that it cannot, with the reason
+	node     map[string]nodeEntry
+	entries  []nodeEntry // the nodes that take node port traffic, ordered by address
+	claims   []nodePortClaim
+	routes   []candidate
+}
+
+func newTranslator(c objects.Cluster, o Options, out *model.Snapshot) *translator {
+	if o.Reach == "" {
+		o.Reach = model.ReachAuto
+	}
+	return &translator{
+		in: c, o: o, out: out,
+		slices:   map[name][]endpointSlice{},
+		backends: make(map[name]backendService, len(c.Services)),
+		node:     make(map[string]nodeEntry, len(c.Nodes)),
+	}
+}
+
+// ref is the identity of an object of this cluster.
+func (t *translator) ref(kind string, o metav1.Object) model.ObjectRef {
+	return model.ObjectRef{Cluster: t.in.Name, Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
+// problem records what could not be honoured.
+func (t *translator) problem(o model.ObjectRef, field string, r model.Reason, format string, args ...any) {
+	t.out.Problems = append(t.out.Problems, model.Problem{Object: o, Field: field, Reason: r, Message: fmt.Sprintf(format, args...)})
+}
+
+// created is the object's creationTimestamp, in UTC so that equal times compare equal with ==.
+func created(o metav1.Object) time.Time { return o.GetCreationTimestamp().UTC() }
+
+// annotationField is the field path of an annotation.
+func annotationField(key string) string { return "metadata.annotations[" + key + "]" }
+
+// sorted returns the objects in the order of their names; the input, which a cache owns, stays as it is.
+func sorted[T metav1.Object](in []T) []T {
+	out := slices.Clone(in)
+	slices.SortStableFunc(out, func(a, b T) int { return nameOf(a).compare(nameOf(b)) })
+	return out
+}
