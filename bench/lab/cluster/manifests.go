@@ -18,18 +18,16 @@ import (
 // fieldManager is the name under which the lab applies manifests.
 const fieldManager = "sallyport-lab"
 
-// Apply makes the objects of the YAML documents in manifests exist as written, by server-side apply. Objects without
-// a namespace go to the given one.
-func (c *Cluster) Apply(ctx context.Context, namespace, manifests string) error {
+// apply does the work of Apply.
+func (c *Cluster) apply(ctx context.Context, namespace, manifests string) error {
 	return c.eachObject(namespace, manifests, func(r dynamic.ResourceInterface, o *unstructured.Unstructured) error {
 		_, err := r.Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 		return err
 	})
 }
 
-// Delete deletes the objects of the YAML documents in manifests, and does not wait until they are gone. Those that do
-// not exist are no error.
-func (c *Cluster) Delete(ctx context.Context, namespace, manifests string) error {
+// delete does the work of Delete.
+func (c *Cluster) delete(ctx context.Context, namespace, manifests string) error {
 	return c.eachObject(namespace, manifests, func(r dynamic.ResourceInterface, o *unstructured.Unstructured) error {
 		err := r.Delete(ctx, o.GetName(), metav1.DeleteOptions{})
 		if apierrors.IsNotFound(err) {

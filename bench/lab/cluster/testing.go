@@ -63,18 +63,20 @@ func namespacePrefix(test string) string {
 	return strings.TrimRight(name[:min(len(name), 40)], "-") + "-"
 }
 
-// MustApply is Apply that fails the test.
-func (c *Cluster) MustApply(t testing.TB, namespace, manifests string) {
+// Apply makes the objects of the YAML documents in manifests exist as written, by server-side apply. Objects without
+// a namespace go to the given one.
+func (c *Cluster) Apply(t testing.TB, namespace, manifests string) {
 	t.Helper()
-	if err := c.Apply(t.Context(), namespace, manifests); err != nil {
+	if err := c.apply(t.Context(), namespace, manifests); err != nil {
 		t.Fatalf("apply: %v", err)
 	}
 }
 
-// MustDelete is Delete that fails the test.
-func (c *Cluster) MustDelete(t testing.TB, namespace, manifests string) {
+// Delete deletes the objects of the YAML documents in manifests, and does not wait until they are gone. Those that do
+// not exist are no error.
+func (c *Cluster) Delete(t testing.TB, namespace, manifests string) {
 	t.Helper()
-	if err := c.Delete(t.Context(), namespace, manifests); err != nil {
+	if err := c.delete(t.Context(), namespace, manifests); err != nil {
 		t.Fatalf("delete: %v", err)
 	}
 }
