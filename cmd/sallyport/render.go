@@ -31,9 +31,14 @@ changed and no cluster is asked. With reach auto every node's pods count as reac
 				return err
 			}
 			in, err := objects.Read(files...)
-			reportManifests(cmd.ErrOrStderr(), in, err)
-			s := build(objects.Objects{in.Cluster}, translateOptions(c, func(model.ObjectRef) bool { return true }), c.Pools)
-			return errors.Join(writeRender(cmd.OutOrStdout(), s, c), err)
+			if err != nil {
+				return err
+			}
+			s := build(objects.Objects{in.Objects}, translateOptions(c, func(model.ObjectRef) bool { return true }), c.Pools)
+			if err := writeRender(cmd.OutOrStdout(), s, c); err != nil {
+				return err
+			}
+			return report(cmd.ErrOrStderr(), in)
 		},
 	}
 	f.add(cmd)
@@ -42,6 +47,21 @@ changed and no cluster is asked. With reach auto every node's pods count as reac
 		panic("BUG: " + err.Error())
 	}
 	return cmd
+}
+
+// report says what of the manifests was not used. Objects that cannot be read are the error.
+func report(w io.Writer, m objects.Manifest) error {
+	for _, s := range m.Skipped {
+		fmt.Fprintf(w, "%s: skipped %s: not a kind that Sallyport reads\n", s.Position, s.Object)
+	}
+	for _, e := range m.Warnings {
+		fmt.Fprintln(w, e)
+	}
+	var errs []error
+	for _, e := range m.Errors {
+		errs = append(errs, e)
+	}
+	return errors.Join(errs...)
 }
 
 // writeRender prints the three parts under headings that are comments to iptables-restore.

@@ -34,11 +34,11 @@ type pod struct {
 
 // Start reads the manifests and binds the pods' addresses.
 func Start() (*Cluster, error) {
-	read, err := objects.Parse("demo.yaml", manifests)
-	if err != nil {
-		return nil, fmt.Errorf("BUG: %w", err)
+	m := objects.Parse("demo.yaml", manifests)
+	if len(m.Errors) > 0 {
+		panic("BUG: built-in manifest " + m.Errors[0].Error())
 	}
-	c := &Cluster{objects: read.Cluster}
+	c := &Cluster{objects: m.Objects}
 	for _, slice := range c.objects.EndpointSlices {
 		for _, e := range slice.Endpoints {
 			addr := fmt.Sprintf("%s:%d", e.Addresses[0], *slice.Ports[0].Port)

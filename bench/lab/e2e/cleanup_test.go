@@ -1,0 +1,112 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// foreign is what an operator may have on the machine beside Sallyport, in both iptables backends.
+var foreign = [][]string{
+	{"iptables-nft", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "2222", "-j", "REDIRECT", "--to-ports", "22"},
+	{"iptables-nft", "-P", "FORWARD", "DROP"},
+	{"iptables-nft", "-A", "INPUT", "-s", "192.0.2.66", "-j", "DROP"},
+	{"iptables-legacy", "-N", "FOREIGN"},
+	{"iptables-legacy", "-A", "INPUT", "-s", "192.0.2.67", "-j", "FOREIGN"},
+	{"ip", "route", "add", "203.0.113.0/24", "dev", "lo"},
+	{"ip", "route", "add", "blackhole", "198.51.100.0/24", "proto", "static"},
+}
+
+func TestCleanupLeavesTheMachineAsItWas(t *testing.T) {
+	s := theSite(t)
+	ns := s.Namespace(t)
+	host := s.Host("edge-3")
+	for _, argv := range foreign {
+		if out, err := host.Command(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", argv, err, out)
+		}
+	}
+	before := s.machine(t)
+	e, err := s.start(t, "edge-3", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Apply(t, ns, hostnames+fmt.Sprintf(`---
+apiVersion: v1
+kind: Service
+metadata: {name: hostnames}
+spec:
+  type: LoadBalancer
+  loadBalancerIP: %s
+  selector: {app: hostnames}
+  ports: [{port: 80, targetPort: 9376, nodePort: 30005}]
+`, s.vip(5)))
+	s.WaitReady(t, ns, "hostnames", 3)
+	eventually(t, 5*time.Second, func() error { return wantNames(s.client(), e.url(30005), 3) })
+	running := s.machine(t)
+	if !strings.Contains(running, "SALLY-") || !strings.Contains(running, "sally0") {
+		t.Fatalf("nothing of Sallyport is seen while it runs:\n%s", running)
+	}
+	for _, line := range strings.Split(before, "\n") {
+		if !slices.Contains(strings.Split(running, "\n"), line) {
+			t.Errorf("while Sallyport runs, this is gone: %s", line)
+		}
+	}
+	if err := e.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wantNames(s.client(), e.url(30005), 3); err != nil {
+		t.Errorf("rules do not outlive the process: %v", err)
+	}
+	out, err := e.cleanup(t.Context())
+	if err != nil {
+		t.Fatalf("cleanup: %v\n%s", err, out)
+	}
+	if after := s.machine(t); after != before {
+		t.Errorf("cleanup said\n%s\nbefore:\n%s\nafter:\n%s", out, before, after)
+	}
+	if out, err := e.cleanup(t.Context()); err != nil || !strings.Contains(out, "nothing to remove") {
+		t.Errorf("a second cleanup: %v: %s", err, out)
+	}
+}
+
+var (
+	counters = regexp.MustCompile(`\[\d+:\d+\]`)
+	comments = regexp.MustCompile(`(?m)^#.*\n`)
+	lifetime = regexp.MustCompile(` (expires|used) \S+`)
+)
+
+// machine describes rules, routes, links and addresses of edge-3, without what changes by itself: counters, and tables
+// whose chains are built in, empty and accepting, which the first look creates.
+func (s *site) machine(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, argv := range [][]string{
+		{"iptables-nft-save"}, {"iptables-legacy-save"}, {"ip6tables-nft-save"},
+		{"ip", "route", "show", "table", "all"}, {"ip", "rule"}, {"ip", "-brief", "link"}, {"ip", "-brief", "address"},
+	} {
+		out, err := s.Host("edge-3").Command(t.Context(), argv[0], argv[1:]...).Output()
+		if err != nil {
+			t.Fatalf("%v: %v", argv, err)
+		}
+		text := lifetime.ReplaceAllString(counters.ReplaceAllString(comments.ReplaceAllString(string(out), ""), ""), "")
+		fmt.Fprintf(&b, "%s:\n%s", argv[0], withoutEmptyTables(text))
+	}
+	return b.String()
+}
+
+// withoutEmptyTables drops the tables of iptables-save that hold built-in chains with policy ACCEPT and nothing else.
+func withoutEmptyTables(text string) string {
+	return regexp.MustCompile(`(?m)^\*\w+\n(:[A-Z]+ ACCEPT ?\n)*COMMIT\n`).ReplaceAllString(text, "")
+}
+
+func writeFile(t *testing.T, file, content string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// command runs the command line in this process.
+func command(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func write(t *testing.T, name, content string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestRenderPrintsSnapshotProblemsAndRules(t *testing.T) {
+	manifests := write(t, "all.yaml", `
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {type: LoadBalancer, loadBalancerIP: 192.0.2.1, ports: [{port: 80, nodePort: 30001}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: out, namespace: shop}
+spec: {type: LoadBalancer, loadBalancerIP: 203.0.113.1, ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.1.0.2]}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+`)
+	pools := write(t, "sallyport.yaml", "loadBalancer:\n  ipAddressPools:\n  - {name: public, addresses: [192.0.2.0/28]}\n")
+	code, out, errs := command(t, "render", "--config", pools, "-f", manifests)
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, errs)
+	}
+	for _, want := range []string{"VIPs 192.0.2.1", "AddressNotInPool", "*nat", "--to-destination 10.1.0.2:8080"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if !strings.Contains(errs, "skipped") || !strings.Contains(errs, "Deployment") {
+		t.Errorf("the Deployment is not mentioned: %q", errs)
+	}
+}
+
+func TestRenderOfABrokenFilePrintsTheRestAndFails(t *testing.T) {
+	manifests := write(t, "all.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: good}\nspec: {ports: [{port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: bad}\nspec: {ports: 80}\n")
+	code, out, errs := command(t, "render", "-f", manifests)
+	if code != 1 || !strings.Contains(out, "good") || !strings.Contains(errs, "all.yaml:6") {
+		t.Errorf("exit %d\n%s\n%s", code, out, errs)
+	}
+}
+
+func TestCheckSaysWhatItWouldDo(t *testing.T) {
+	kubeconfig := write(t, "kubeconfig", `apiVersion: v1
+kind: Config
+current-context: a
+contexts: [{name: a, context: {cluster: c, user: u}}]
+clusters: [{name: c, cluster: {server: "https://192.0.2.9:6443"}}]
+users: [{name: u, user: {token: secret-token}}]
+`)
+	code, out, errs := command(t, "check", "--kubeconfig", kubeconfig, "--reach", "nodes")
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, errs)
+	}
+	for _, want := range []string{"https://192.0.2.9:6443", kubeconfig, "node ports", ":80", "127.0.0.1:9440"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "secret-token") {
+		t.Error("the token is printed")
+	}
+}
+
+func TestMistakesAreNamed(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"missing kubeconfig", []string{"check", "--kubeconfig", "/nonexistent/kubeconfig"}, "/nonexistent/kubeconfig"},
+		{"missing config", []string{"check", "--config", "/nonexistent/sallyport.yaml"}, "/nonexistent/sallyport.yaml"},
+		{"bad flag value", []string{"check", "--reach", "direct"}, `command line: reach: "direct" is not known`},
+		{"bad admin address", []string{"run", "--admin-address", "9440"}, "--admin-address"},
+		{"two sources", []string{"run", "--manifests", "a", "--kubeconfig", "b"}, "kubeconfig manifests"},
+		{"missing manifests", []string{"render", "-f", "/nonexistent/manifests"}, "/nonexistent/manifests"},
+		{"unknown command", []string{"serve"}, "serve"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			code, _, errs := command(t, tt.args...)
+			if code != 1 || !strings.Contains(errs, tt.want) {
+				t.Errorf("exit %d, %q; want 1 and %q", code, errs, tt.want)
+			}
+		})
+	}
+}
+
+func TestEveryCommandHasAnExample(t *testing.T) {
+	for _, c := range newRoot().Commands() {
+		if c.Example == "" || c.Short == "" {
+			t.Errorf("%s has no example or summary", c.Name())
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	if code, out, _ := command(t, "version"); code != 0 || !strings.HasPrefix(out, "sallyport ") {
+		t.Errorf("exit %d, %q", code, out)
+	}
+}
