@@ -122,7 +122,11 @@ func execCommand() *cobra.Command {
 			if host == nil {
 				return fmt.Errorf("lab %s has no host %q, it has %s", name, args[0], hostNames(s))
 			}
-			return host.Exec(args[1], args[2:]...)
+			command := args[1:]
+			if command[0] == "--" && len(command) > 1 { // the parser leaves it where it follows HOST
+				command = command[1:]
+			}
+			return host.Exec(command[0], command[1:]...)
 		},
 	}
 	nameFlag(cmd, &name)

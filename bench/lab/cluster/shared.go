@@ -100,10 +100,17 @@ func RequireLab(t testing.TB) {
 	}
 }
 
-// startFree starts the cluster under the first name that is free: the same test may run twice at a time.
+// testPrefix begins the names of labs that tests start. Nobody looks at one after its tests are over.
+const testPrefix = "test-"
+
+// startFree starts the cluster under the first name that is free: the same test may run twice at a time. What test
+// runs that crashed have left is removed first.
 func startFree(o Options) (*Cluster, error) {
+	if err := removeCrashed(); err != nil {
+		return nil, err
+	}
 	if o.Name == "" {
-		o.Name = "test-" + strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
+		o.Name = testPrefix + strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -116,6 +123,23 @@ func startFree(o Options) (*Cluster, error) {
 		}
 		o.Name = fmt.Sprintf("%s-%d", name, i)
 	}
+}
+
+// removeCrashed takes down the labs of tests that have no owner any more.
+func removeCrashed() error {
+	labs, err := List()
+	if err != nil {
+		return err
+	}
+	for _, s := range labs {
+		if s.Owner != 0 || !strings.HasPrefix(s.Name, testPrefix) {
+			continue
+		}
+		if err := Down(s.Name); err != nil && !errors.Is(err, errUp) { // another run does the same
+			return err
+		}
+	}
+	return nil
 }
 
 // maxSameName bounds how many labs of one test binary may be up at once.

@@ -21,9 +21,9 @@ import (
 // is left of a lab after a crash is found by it.
 const LabVariable = "SALLYPORT_LAB_NAME"
 
-// enter is run by sh inside a host's namespaces, with the host's folder as $0: it gives the host its own /run, where
-// among others the lock of iptables lies, and its name, and becomes the command.
-const enter = `mount --bind "$0" /run && hostname "$1" && shift && exec "$@"`
+// enter is run by sh inside a host's namespaces, with the host's folder and name before the command: it gives the host
+// its own /run, where among others the lock of iptables lies, and its name, and becomes the command.
+const enter = `mount --bind "$1" /run && hostname "$2" && shift 2 && exec "$@"`
 
 // A Host is one machine of the lab: a network namespace, with a /run and a host name of its own for what runs there.
 type Host struct {
@@ -53,7 +53,7 @@ func Prefix(lab string) string { return "sp." + lab + "." }
 
 // argv is the command line that enters h and becomes name with args, with one process identity from start to end.
 func (h *Host) argv(name string, args []string) []string {
-	chain := []string{"ip", "netns", "exec", h.NetNS(), "unshare", "--uts", "sh", "-c", enter, h.Folder, h.Name, name}
+	chain := []string{"ip", "netns", "exec", h.NetNS(), "unshare", "--uts", "sh", "-c", enter, "lab", h.Folder, h.Name, name}
 	return append(chain, args...)
 }
 
