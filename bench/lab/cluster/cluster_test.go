@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"sallyport/bench/lab/network"
 )
 
 var lab = Shared{Options: Options{Nodes: 2, Edges: 2}}
@@ -245,5 +247,61 @@ spec:
 	pod, err := c.Client().CoreV1().Pods(ns).Get(t.Context(), "stranger", metav1.GetOptions{})
 	if err != nil || pod.Status.Phase != corev1.PodPending {
 		t.Errorf("pod is %v, %v, want Pending", pod.Status.Phase, err)
+	}
+}
+
+// The Gateway API's echo server tells which pod answers by an environment of fieldRefs.
+func TestEchoBasicKnowsItsPod(t *testing.T) {
+	c := lab.Cluster(t)
+	ns := c.Namespace(t)
+	c.Apply(t, ns, `
+apiVersion: v1
+kind: Pod
+metadata: {name: echo}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: echo
+    image: gcr.io/k8s-staging-gateway-api/echo-basic:v20240412-v1.0.0-394-g40c666fd
+    env:
+    - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+    - {name: NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+`)
+	Eventually(t, 20*time.Second, func() error {
+		pod, err := c.Client().CoreV1().Pods(ns).Get(t.Context(), "echo", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		ip, err := netip.ParseAddr(pod.Status.PodIP)
+		if err != nil {
+			return err
+		}
+		got, err := get(c.Host("node-1"), ip, 3000)
+		if err == nil && (!strings.Contains(got, `"pod": "echo"`) || !strings.Contains(got, `"namespace": "`+ns+`"`)) {
+			err = fmt.Errorf("the echo does not tell its pod and namespace: %s", got)
+		}
+		return err
+	})
+}
+
+func TestStartThatFailsSaysWhyAndLeavesNothing(t *testing.T) {
+	RequireLab(t)
+	name := fmt.Sprintf("test-fails-%d", os.Getpid())
+	c, err := Start(t.Context(), Options{Name: name, Nodes: 1, Program: "/bin/false"})
+	if err == nil {
+		t.Fatal("a cluster without agents started:", c.Stop())
+	}
+	if want := "agent@node-1 ended by itself"; !strings.Contains(err.Error(), want) {
+		t.Errorf("got error %v, want one with %q", err, want)
+	}
+	namespaces, err := network.Namespaces(name)
+	if err != nil || len(namespaces) > 0 {
+		t.Errorf("namespaces left: %v, %v", namespaces, err)
+	}
+	if pids, err := processes(name); err != nil || len(pids) > 0 {
+		t.Errorf("processes left: %v, %v", pids, err)
+	}
+	if _, err := os.Stat(folder(name)); !os.IsNotExist(err) {
+		t.Errorf("folder left: %v", err)
 	}
 }
