@@ -1,0 +1,87 @@
+package stream
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sallyport/gateway/balance"
+)
+
+// A session is one UDP client of one service port, and the socket that speaks to its destination.
+type session struct {
+	listener *udpListener
+	peer     peer
+	endpoint *balance.Endpoint
+	conn     *net.UDPConn // connected; closing it ends the session
+	// replyControl makes replies leave from the address that the client sent to.
+	replyControl []byte
+	used         atomic.Int64 // uptime of the last datagram in either direction
+}
+
+func (s *session) touch()                  { s.used.Store(int64(s.listener.proxy.uptime())) }
+func (s *session) lastUsed() time.Duration { return time.Duration(s.used.Load()) }
+
+// serve passes the destination's datagrams to the client until the session's socket is closed or the destination
+// turns out not to listen. It owns the session's share of MaxUDPSessions.
+func (s *session) serve() {
+	p := s.listener.proxy
+	defer func() {
+		s.listener.end(s)
+		s.endpoint.End()
+		p.metrics.sessions.Dec()
+		p.udpInUse.Add(-1)
+	}()
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	in := inbox{buffers: &p.datagrams}
+	in.ready = in.receive // made once: a method value allocates
+	for s.reply(&in, raw) {
+	}
+}
+
+// reply passes one datagram on, and reports whether to go on.
+func (s *session) reply(in *inbox, raw syscall.RawConn) bool {
+	p := s.listener.proxy
+	if err := raw.Read(in.ready); err != nil || in.err != nil {
+		return false
+	}
+	defer p.datagrams.Put(in.buffer)
+	s.touch()
+	n, _, err := s.listener.conn.WriteMsgUDPAddrPort((*in.buffer)[:in.n], s.replyControl, s.peer.client)
+	if err != nil {
+		p.metrics.dropSend.Inc()
+		return !errors.Is(err, net.ErrClosed)
+	}
+	p.metrics.udpOut.Add(float64(n))
+	return true
+}
+
+// An inbox receives datagrams into pooled buffers. Unlike a Read of package net it borrows its buffer when a
+// datagram is there, not while it waits: 64 KiB for each idle client would be 1 GiB for 16384 of them.
+type inbox struct {
+	buffers *sync.Pool // Proxy.datagrams
+	ready   func(fd uintptr) bool
+	buffer  *[]byte // holds n bytes after a success
+	n       int
+	err     error
+}
+
+// receive is called by RawConn.Read whenever the socket may have become readable; false means that it is not. The
+// socket does not block, so that no signal interrupts the call.
+func (in *inbox) receive(fd uintptr) bool {
+	in.buffer = in.buffers.Get().(*[]byte)
+	in.n, in.err = unix.Read(int(fd), *in.buffer)
+	if in.err == nil {
+		return true
+	}
+	in.buffers.Put(in.buffer)
+	return in.err != unix.EAGAIN
+}

@@ -1,0 +1,174 @@
+package stream
+
+import (
+	"context"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sallyport/gateway/balance"
+)
+
+// maxDatagram is more than the payload of any UDP datagram that is not a jumbogram (RFC 768: a 16-bit length).
+const maxDatagram = 1 << 16
+
+// A udpListener takes the datagrams of one service port and keeps its clients apart by sessions.
+type udpListener struct {
+	proxy   *Proxy
+	conn    *net.UDPConn
+	current atomic.Pointer[target] // written under mu, so that no session begins at a destination that was dropped
+
+	mu       sync.Mutex
+	sessions map[peer]*session
+	closed   bool
+}
+
+// A peer tells one client of a listener from another: its address, and the address of this machine that it uses.
+type peer struct {
+	client netip.AddrPort
+	local  netip.Addr
+}
+
+func (p *Proxy) listenUDP(ctx context.Context, a address, t *target) (*udpListener, error) {
+	config := net.ListenConfig{Control: enablePacketInfo}
+	c, err := config.ListenPacket(ctx, a.network("udp"), a.hostPort())
+	if err != nil {
+		return nil, err
+	}
+	l := &udpListener{proxy: p, conn: c.(*net.UDPConn), sessions: make(map[peer]*session)}
+	l.aim(t)
+	return l, nil
+}
+
+func (l *udpListener) target() *target { return l.current.Load() }
+
+// aim ends the sessions whose destination is not among the new ones; their clients choose again.
+func (l *udpListener) aim(t *target) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current.Store(t)
+	kept := make(map[*balance.Endpoint]bool, len(t.endpoints))
+	for _, e := range t.endpoints {
+		kept[e] = true
+	}
+	l.endWhere(func(s *session) bool { return !kept[s.endpoint] })
+}
+
+// expire ends the sessions without a datagram since the uptime since.
+func (l *udpListener) expire(since time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.endWhere(func(s *session) bool { return s.lastUsed() <= since })
+}
+
+// close ends all sessions, whose replies have no socket to leave by any more.
+func (l *udpListener) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	l.conn.Close()
+	l.endWhere(func(*session) bool { return true })
+}
+
+// endWhere ends the sessions that the condition holds for. l.mu is held.
+func (l *udpListener) endWhere(cond func(*session) bool) {
+	maps.DeleteFunc(l.sessions, func(_ peer, s *session) bool {
+		if !cond(s) {
+			return false
+		}
+		s.conn.Close()
+		return true
+	})
+}
+
+// end ends one session, however often it is called.
+func (l *udpListener) end(s *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sessions[s.peer] == s {
+		delete(l.sessions, s.peer)
+	}
+	s.conn.Close()
+}
+
+func (l *udpListener) serve() {
+	payload := make([]byte, maxDatagram)
+	control := make([]byte, maxPacketInfo)
+	l.proxy.takeAll(func() error {
+		n, oobn, _, client, err := l.conn.ReadMsgUDPAddrPort(payload, control)
+		if err == nil {
+			l.forward(payload[:n], control[:oobn], client)
+		}
+		return err
+	})
+}
+
+// forward sends one datagram of a client to the client's destination. It does not allocate for a known client.
+func (l *udpListener) forward(payload, control []byte, client netip.AddrPort) {
+	s := l.session(peer{client, localAddr(control)}, control)
+	if s == nil {
+		return
+	}
+	s.touch()
+	if _, err := s.conn.Write(payload); err != nil { // such as ECONNREFUSED, the ICMP answer to an earlier one
+		l.proxy.metrics.dropSend.Inc()
+		l.end(s)
+		return
+	}
+	l.proxy.metrics.udpIn.Add(float64(len(payload)))
+}
+
+// session returns the session of a client, which is begun for a new one; nil if it cannot be.
+func (l *udpListener) session(who peer, control []byte) *session {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s := l.sessions[who]; s != nil {
+		return s
+	}
+	if l.closed {
+		return nil
+	}
+	s := l.begin(who, control)
+	if s != nil {
+		l.sessions[who] = s
+		l.proxy.listening.Go(s.serve)
+	}
+	return s
+}
+
+// begin makes a session with the destination whose turn it is. l.mu is held.
+func (l *udpListener) begin(who peer, control []byte) *session {
+	p := l.proxy
+	if p.udpInUse.Add(1) > int64(p.opt.MaxUDPSessions) {
+		p.udpInUse.Add(-1)
+		p.metrics.dropTableFull.Inc()
+		return nil
+	}
+	conn, endpoint, err := l.connect()
+	if err != nil {
+		p.udpInUse.Add(-1)
+		p.metrics.dropUnreachable.Inc()
+		p.opt.Log.Debug("no destination takes the datagram", "service", l.target().service, "client", who.client, "err", err)
+		return nil
+	}
+	p.metrics.sessionsTotal.Inc()
+	p.metrics.sessions.Inc()
+	endpoint.Begin()
+	s := &session{listener: l, peer: who, endpoint: endpoint, conn: conn, replyControl: replyControl(slices.Clone(control))}
+	s.touch()
+	return s
+}
+
+// connect makes a socket that exchanges datagrams with one destination only. Nothing is sent; it fails where this
+// machine knows no way there.
+func (l *udpListener) connect() (conn *net.UDPConn, endpoint *balance.Endpoint, err error) {
+	endpoint, err = l.target().reach(func(e *balance.Endpoint, _ int) error {
+		conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(e.Addr()))
+		return err
+	})
+	return conn, endpoint, err
+}

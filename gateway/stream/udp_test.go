@@ -1,0 +1,207 @@
+package stream
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"sallyport/watcher/model"
+)
+
+func TestUDPKeepsAClientAtItsDestination(t *testing.T) {
+	e := newEdge(t, Options{})
+	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "a"), udpEcho(t, "b"), udpEcho(t, "c")))
+	got := map[string]int{}
+	for range 6 {
+		c := udpDial(t, e.at(30053))
+		first := ask(t, c, "?")
+		got[first]++
+		for range 3 {
+			if again := ask(t, c, "?"); again != first {
+				t.Errorf("answers of one client: %q, then %q", first, again)
+			}
+		}
+	}
+	if len(got) != 3 || got["a:?"] != 2 || got["b:?"] != 2 {
+		t.Errorf("clients by destination = %v, want 2 each", got)
+	}
+	if n := e.value(t, "sallyport_stream_udp_sessions"); n != 6 {
+		t.Errorf("sessions = %v, want 6", n)
+	}
+}
+
+func TestUDPLargestAndEmptyDatagram(t *testing.T) {
+	e := newEdge(t, Options{})
+	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "")))
+	c := udpDial(t, e.at(30053))
+	for _, size := range []int{0, 1, 65506} { // and the echo's colon: 65507 is IPv4's most
+		text := strings.Repeat("x", size)
+		if got := ask(t, c, text); got != ":"+text {
+			t.Errorf("answer to %d bytes has %d, want %d", size, len(got), size+1)
+		}
+	}
+}
+
+// A socket connected to one address takes no answers from another, so that ask fails if the source is wrong.
+func TestUDPAnswersFromTheAddressAsked(t *testing.T) {
+	port := freePort(t)
+	p := New(Options{})
+	t.Cleanup(p.Close)
+	s := &model.Snapshot{Services: []model.Service{service("dns", model.UDP, port, udpEcho(t, "a"))}}
+	if err := p.Reconcile(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	for _, ip := range []netip.Addr{loopback(), loopback(), netip.IPv6Loopback()} {
+		c := udpDial(t, netip.AddrPortFrom(ip, port).String())
+		if got := ask(t, c, "?"); got != "a:?" {
+			t.Errorf("answer by way of %v = %q, want %q", ip, got, "a:?")
+		}
+	}
+}
+
+func TestUDPIdleSessionExpires(t *testing.T) {
+	const timeout = time.Hour
+	e := newEdge(t, Options{UDPIdleTimeout: timeout})
+	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "a")))
+	sessions := func() float64 { return e.value(t, "sallyport_stream_udp_sessions") }
+	c := udpDial(t, e.at(30053))
+	before := e.uptime()
+	ask(t, c, "?")
+
+	e.sweep(before + timeout)
+	if n := sessions(); n != 1 {
+		t.Errorf("sessions before the timeout = %v, want 1", n)
+	}
+	e.sweep(e.uptime() + timeout)
+	eventually(t, "the session has ended", func() bool { return sessions() == 0 })
+	if got := ask(t, c, "?"); got != "a:?" {
+		t.Errorf("answer after the timeout = %q, want %q", got, "a:?")
+	}
+	if n := e.value(t, "sallyport_stream_udp_sessions_total"); n != 2 {
+		t.Errorf("sessions ever = %v, want 2", n)
+	}
+}
+
+func TestUDPSessionLivesAsLongAsItsDestination(t *testing.T) {
+	e := newEdge(t, Options{})
+	a, b := udpEcho(t, "a"), udpEcho(t, "b")
+	e.mustReconcile(t, service("dns", model.UDP, 30053, a))
+	c := udpDial(t, e.at(30053))
+	for _, tt := range []struct {
+		name         string
+		destinations []netip.AddrPort
+		want         string
+	}{
+		{"at first", []netip.AddrPort{a}, "a:?"},
+		{"another comes", []netip.AddrPort{a, b}, "a:?"},
+		{"its own goes", []netip.AddrPort{b}, "b:?"},
+		{"its first comes back", []netip.AddrPort{a, b}, "b:?"},
+	} {
+		e.mustReconcile(t, service("dns", model.UDP, 30053, tt.destinations...))
+		if got := ask(t, c, "?"); got != tt.want {
+			t.Errorf("%s: answer = %q, want %q", tt.name, got, tt.want)
+		}
+	}
+	e.mustReconcile(t)
+	eventually(t, "the sessions have ended", func() bool { return e.value(t, "sallyport_stream_udp_sessions") == 0 })
+	mustNotAnswer(t, c)
+}
+
+func TestUDPWithoutDestinationsIsRefused(t *testing.T) {
+	e := newEdge(t, Options{})
+	e.mustReconcile(t, service("dns", model.UDP, 30053))
+	mustNotAnswer(t, udpDial(t, e.at(30053)))
+}
+
+// mustNotAnswer expects the kernel's ICMP port unreachable.
+func mustNotAnswer(t *testing.T, c *net.UDPConn) {
+	t.Helper()
+	c.Write([]byte("?"))
+	if n, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("read = %d, %v, want connection refused", n, err)
+	}
+}
+
+func TestUDPClientOfADeadDestinationChoosesAgain(t *testing.T) {
+	e := newEdge(t, Options{})
+	e.mustReconcile(t, service("dns", model.UDP, 30053, unused(), udpEcho(t, "alive")))
+	c := udpDial(t, e.at(30053))
+	buf := make([]byte, 100)
+	eventually(t, "an answer of the living destination", func() bool {
+		c.Write([]byte("?"))
+		c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		n, _ := c.Read(buf)
+		return string(buf[:n]) == "alive:?"
+	})
+}
+
+func TestUDPSessionsAreBounded(t *testing.T) {
+	e := newEdge(t, Options{MaxUDPSessions: 2})
+	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "a")), service("ntp", model.UDP, 30123, udpEcho(t, "b")))
+	first, second, third := udpDial(t, e.at(30053)), udpDial(t, e.at(30123)), udpDial(t, e.at(30053))
+	ask(t, first, "?")
+	ask(t, second, "?")
+	third.Write([]byte("?"))
+	eventually(t, "the third client's datagram is dropped", func() bool {
+		return e.value(t, "sallyport_stream_dropped_datagrams_total") == 1
+	})
+	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "c"))) // ends both sessions
+	eventually(t, "the sessions have ended", func() bool { return e.udpInUse.Load() == 0 })
+	if got := ask(t, third, "!"); got != "c:!" {
+		t.Errorf("answer = %q, want %q", got, "c:!")
+	}
+}
+
+func TestUDPUnreachableDestinationIsCounted(t *testing.T) {
+	e := newEdge(t, Options{})
+	nowhere := netip.MustParseAddrPort("[fe80::1]:53") // link-local, on no link
+	e.mustReconcile(t, service("dns", model.UDP, 30053, nowhere))
+	c := udpDial(t, e.at(30053))
+	c.Write([]byte("?"))
+	eventually(t, "the datagram is dropped", func() bool { return e.value(t, "sallyport_stream_dropped_datagrams_total") == 1 })
+	if n := e.udpInUse.Load(); n != 0 {
+		t.Errorf("sessions = %d, want 0", n)
+	}
+}
+
+// aSession returns a listener, and what it would receive from a client that it knows.
+func aSession(t testing.TB) (l *udpListener, who peer, control []byte) {
+	e := newEdge(t, Options{})
+	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "a")))
+	ask(t, udpDial(t, e.at(30053)), "?")
+	for _, b := range e.listeners {
+		l = b.listener.(*udpListener)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.sessions {
+		who, control = s.peer, s.replyControl
+	}
+	return l, who, control
+}
+
+func TestUDPForwardDoesNotAllocate(t *testing.T) {
+	l, who, control := aSession(t)
+	payload := []byte("payload")
+	// The session's goroutine passes the answers on meanwhile, and its allocations would count as well.
+	if n := testing.AllocsPerRun(1000, func() { l.forward(payload, control, who.client) }); n != 0 {
+		t.Errorf("forward allocates %v times, want 0", n)
+	}
+	if n := len(l.sessions); n != 1 {
+		t.Errorf("sessions = %d, want 1: forward did not find the client again", n)
+	}
+}
+
+func BenchmarkUDPRoundTrip(b *testing.B) {
+	e := newEdge(b, Options{})
+	e.mustReconcile(b, service("dns", model.UDP, 30053, udpEcho(b, "a")))
+	c := udpDial(b, e.at(30053))
+	c.SetDeadline(time.Time{})
+	for b.Loop() {
+		ask(b, c, "?")
+	}
+}
