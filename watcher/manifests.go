@@ -1,0 +1,159 @@
+package watcher
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"sallyport/watcher/objects"
+)
+
+// Manifests is the Source that reads a folder of manifests, or one file, and reads it again when it changes.
+type Manifests struct {
+	path string
+	o    Options
+
+	mu      sync.Mutex
+	files   map[string]objects.Manifest // by file: the last without errors, or the latest if it never was
+	cluster objects.Cluster
+	read    bool
+}
+
+// NewManifests returns the source of the folder or file at path. Nothing is read before Run.
+func NewManifests(path string, o Options) *Manifests {
+	return &Manifests{path: filepath.Clean(path), o: o, files: map[string]objects.Manifest{}}
+}
+
+// settle is how long a folder must be quiet before it is read again, so that a file is not read half written; maxSettle
+// bounds the wait in a folder that is never quiet.
+const (
+	settle    = 50 * time.Millisecond
+	maxSettle = time.Second
+)
+
+// Run reads the manifests, and again after each change, until ctx ends. It fails if the path cannot be read at first.
+// Later on what cannot be read is logged, and the last good objects stay.
+func (m *Manifests) Run(ctx context.Context, changed func()) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch manifests %s: %w", m.path, err)
+	}
+	defer func() { _ = w.Close() }()
+	m.watch(w) // before reading: what changes meanwhile is read again
+	if err := m.reload(); err != nil {
+		return err
+	}
+	changed()
+	m.follow(ctx, w, changed)
+	return nil
+}
+
+// watch asks for events of the folder, and of the one that it stands in: a folder or file that is replaced as a whole
+// is a new one. It is repeated after each change, because a watch follows the old one.
+func (m *Manifests) watch(w *fsnotify.Watcher) {
+	for _, path := range []string{filepath.Dir(m.path), m.path} {
+		if err := w.Add(path); err != nil && !os.IsNotExist(err) {
+			m.o.Log.Warn("cannot watch manifests: changes may not be seen", "path", path, "err", err)
+		}
+	}
+}
+
+// concerns says whether an event is about the manifests, and not about a neighbour in the folder above.
+func (m *Manifests) concerns(e fsnotify.Event) bool {
+	return e.Name == m.path || filepath.Dir(e.Name) == m.path
+}
+
+// follow reads again after changes.
+func (m *Manifests) follow(ctx context.Context, w *fsnotify.Watcher, changed func()) {
+	quiet := time.NewTimer(settle)
+	quiet.Stop()
+	var deadline time.Time // of the wait for quiet, zero if nothing is due
+	wait := func() {
+		if deadline.IsZero() {
+			deadline = time.Now().Add(maxSettle)
+		}
+		quiet.Reset(min(settle, time.Until(deadline)))
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			quiet.Stop()
+			return
+		case e := <-w.Events:
+			if m.concerns(e) {
+				wait()
+			}
+		case err := <-w.Errors: // events were lost
+			m.o.Log.Warn("watching manifests failed, reading them again", "path", m.path, "err", err)
+			wait()
+		case <-quiet.C:
+			deadline = time.Time{}
+			_ = w.Remove(m.path) // it may be of a folder that was replaced
+			m.watch(w)
+			if err := m.reload(); err != nil {
+				m.o.Log.Error("manifests cannot be read, the last good objects stay", "path", m.path, "err", err)
+				continue
+			}
+			changed()
+		}
+	}
+}
+
+// reload reads all files. A file with errors keeps its last good objects; the first time, those of its objects that are
+// good are taken.
+func (m *Manifests) reload() error {
+	m.o.Metrics.events.WithLabelValues("Manifests").Inc()
+	names, err := objects.Files(m.path)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	files := make(map[string]objects.Manifest, len(names))
+	var all objects.Manifest
+	for _, name := range names {
+		files[name] = m.readFile(name)
+		all.Merge(files[name])
+	}
+	m.report(all.Errors, "manifest not used")
+	m.files, m.cluster, m.read = files, all.Objects, true
+	m.cluster.Name = m.o.Cluster
+	return nil
+}
+
+// readFile reads one file, or returns what it held when it was last without errors.
+func (m *Manifests) readFile(name string) objects.Manifest {
+	last, known := m.files[name]
+	data, err := os.ReadFile(name)
+	if err != nil {
+		m.o.Log.Error("manifest cannot be read, its last good objects stay", "err", err)
+		return last
+	}
+	next := objects.Parse(name, data)
+	for _, w := range next.Warnings {
+		m.o.Log.Warn("manifest has an unknown field", "at", w.Position.String(), "err", w.Err)
+	}
+	if known && len(last.Errors) == 0 && len(next.Errors) > 0 {
+		m.report(next.Errors, "manifest broken, its last good objects stay")
+		return last
+	}
+	return next
+}
+
+func (m *Manifests) report(errs []objects.Error, message string) {
+	for _, e := range errs {
+		m.o.Log.Error(message, "at", e.Position.String(), "err", e.Err)
+	}
+}
+
+// Objects returns what was read last. ok is false before the first time.
+func (m *Manifests) Objects() (_ objects.Cluster, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cluster, m.read
+}
