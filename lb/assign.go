@@ -1,0 +1,88 @@
+package lb
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"sallyport/watcher/model"
+)
+
+// Assign sets the VIPs of the LoadBalancer Services in a snapshot that is not published yet: each gets the addresses that
+// it asks for, if a pool contains them and no older Service has them. What a Service cannot be given is a Problem, and
+// costs it none of its other addresses.
+func Assign(s *model.Snapshot, pools []Pool) {
+	a := assigner{out: s, pools: pools, holder: map[netip.Addr]model.ObjectRef{}}
+	for _, svc := range byAge(s.Services) {
+		svc.VIPs = nil
+		if svc.LoadBalancer {
+			a.assign(svc)
+		}
+	}
+	s.SortProblems()
+}
+
+// byAge returns the services, the oldest first: who came first keeps its address, whatever is made later.
+func byAge(services []model.Service) []*model.Service {
+	all := make([]*model.Service, len(services))
+	for i := range services {
+		all[i] = &services[i]
+	}
+	slices.SortFunc(all, func(a, b *model.Service) int {
+		return cmp.Or(a.Created.Compare(b.Created), a.Ref.Compare(b.Ref))
+	})
+	return all
+}
+
+type assigner struct {
+	out    *model.Snapshot
+	pools  []Pool
+	holder map[netip.Addr]model.ObjectRef // of each address given
+}
+
+func (a *assigner) assign(s *model.Service) {
+	if len(s.RequestedVIPs) == 0 {
+		if s.RequestField == "" { // else translation has said what is wrong with the request
+			a.problem(s, "spec.loadBalancerIP", model.ReasonNoAddressRequested,
+				"no address is asked for: set annotation sallyport.io/load-balancer-ips to an address of %s", a.poolNames())
+		}
+		return
+	}
+	for _, addr := range s.RequestedVIPs {
+		holder, held := a.holder[addr]
+		switch {
+		case !a.inPool(addr):
+			a.problem(s, s.RequestField, model.ReasonAddressNotInPool, "%v is in no pool: choose an address of %s", addr, a.poolNames())
+		case held && holder != s.Ref:
+			a.problem(s, s.RequestField, model.ReasonAddressInUse, "%v is held by %v, which is older: choose another", addr, holder)
+		case !held:
+			a.holder[addr] = s.Ref
+			s.VIPs = append(s.VIPs, addr)
+		}
+	}
+}
+
+func (a *assigner) inPool(addr netip.Addr) bool {
+	return slices.ContainsFunc(a.pools, func(p Pool) bool { return p.Contains(addr) })
+}
+
+// poolNames names the pools, for messages.
+func (a *assigner) poolNames() string {
+	switch len(a.pools) {
+	case 0:
+		return "a pool, of which none is configured (loadBalancer.ipAddressPools)"
+	case 1:
+		return "pool " + a.pools[0].String()
+	}
+	names := make([]string, 0, len(a.pools))
+	for _, p := range a.pools {
+		names = append(names, p.String())
+	}
+	return "the pools " + strings.Join(names, ", ")
+}
+
+func (a *assigner) problem(s *model.Service, field string, r model.Reason, format string, args ...any) {
+	a.out.Problems = append(a.out.Problems, model.Problem{Object: s.Ref, Field: field, Reason: r, Message: fmt.Sprintf(format, args...)})
+}
