@@ -80,17 +80,17 @@ func up(ctx context.Context, o cluster.Options, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	describe(out, c.State())
+	err = describe(out, c.State())
 	fmt.Fprintf(out, "VIPs are free in %v and %v. Stop the lab with Ctrl-C or: lab down --name %s\n", c.Pool(), c.Pool6(), c.Name())
 	select {
 	case <-ctx.Done():
 	case <-c.Failed():
-		err = c.Err()
+		err = errors.Join(err, c.Err())
 	}
 	return errors.Join(err, c.Stop())
 }
 
-func describe(out io.Writer, s *cluster.State) {
+func describe(out io.Writer, s *cluster.State) error {
 	fmt.Fprintf(out, "KUBECONFIG=%s\n", s.Kubeconfig)
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "HOST\tADDRESS\tIPV6\tIN THE NODES' NETWORK")
@@ -101,7 +101,7 @@ func describe(out io.Writer, s *cluster.State) {
 		}
 		fmt.Fprintf(table, "%s\t%v\t%v\t%s\n", h.Name, h.Addr, h.Addr6, nodes)
 	}
-	table.Flush()
+	return table.Flush()
 }
 
 func execCommand() *cobra.Command {

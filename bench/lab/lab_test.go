@@ -139,7 +139,9 @@ func TestDownAfterACrashLeavesNothing(t *testing.T) {
 	if err := up.cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	<-up.ended
+	if err := <-up.ended; err == nil {
+		t.Error("up ended well although it was killed")
+	}
 	if out, _ := run(t, lab, "list"); !strings.Contains(out, "no: remove it with lab down --name "+name) {
 		t.Errorf("list does not tell of the crashed lab: %s", out)
 	}

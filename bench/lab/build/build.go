@@ -95,8 +95,8 @@ func Lab(ctx context.Context, out string) error {
 	return nil
 }
 
-// sourceFolder is where this package's source, and with it the nested modules, lies. They cannot be embedded: a
-// go:embed pattern may not cross into another module.
+// sourceFolder is where this package's source, and with it the nested modules, lies. They cannot be embedded:
+// the patterns of go:embed may not cross into another module.
 func sourceFolder(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", "sallyport/bench/lab/build").Output()
 	if err != nil {

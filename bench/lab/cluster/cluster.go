@@ -171,7 +171,7 @@ func (c *Cluster) run(name, host, binary string, args []string) error {
 func (c *Cluster) supervise(name string, command func(context.Context) *exec.Cmd) error {
 	p := &program{name: name, command: command, log: c.LogFile(name), failed: func(name, tail string, err error) {
 		c.log.Error("program ended by itself", "program", name, "err", err)
-		c.fail(fmt.Errorf("%s ended by itself: %v; its last words:\n%s", name, err, tail))
+		c.fail(fmt.Errorf("%s ended by itself: %w; its last words:\n%s", name, err, tail))
 	}}
 	c.running[name] = p
 	return p.start()

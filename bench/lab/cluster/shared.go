@@ -43,7 +43,9 @@ func (s *Shared) Main(m *testing.M) int {
 	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM)
 	go func() { // ends with the process
 		<-interrupted
-		s.stop()
+		if err := s.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop the lab:", err)
+		}
 		os.Exit(130)
 	}()
 	code := m.Run()

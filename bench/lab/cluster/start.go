@@ -54,7 +54,7 @@ func (c *Cluster) startControl(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.log.InfoContext(ctx, "API server is ready")
+	c.log.InfoContext(ctx, "control plane is ready")
 	if err := c.run("kube-controller-manager", "control", "kube-controller-manager", c.controllerManagerArgs()); err != nil {
 		return err
 	}

@@ -67,10 +67,12 @@ func stopOwner(name string) error {
 
 // sweep removes all that a lab consists of. The caller holds its claim.
 func sweep(name string) error {
-	err := killAll(name)
-	err = errors.Join(err, network.Remove(name), os.RemoveAll(folder(name)))
-	os.Remove(labsFolder) // fails, as it should, while another lab is there
-	return err
+	err := errors.Join(killAll(name), network.Remove(name), os.RemoveAll(folder(name)))
+	parent := os.Remove(labsFolder)
+	if errors.Is(parent, os.ErrNotExist) || errors.Is(parent, syscall.ENOTEMPTY) { // it stays for other labs
+		parent = nil
+	}
+	return errors.Join(err, parent)
 }
 
 // killAll kills the lab's processes until none is left: one that was just being started may show up late.
@@ -83,7 +85,7 @@ func killAll(name string) error {
 			return err
 		}
 		for _, pid := range pids {
-			syscall.Kill(pid, syscall.SIGKILL) // gone already is as good
+			_ = syscall.Kill(pid, syscall.SIGKILL) // an error shows: the process is found again
 		}
 		return fmt.Errorf("processes %v of lab %s live on after SIGKILL", pids, name)
 	})

@@ -142,7 +142,9 @@ func TestEndOfContextKillsTheWholeCommand(t *testing.T) {
 	closed := make(chan struct{})
 	go func() { // ends when the last process that holds the output has ended
 		defer close(closed)
-		io.Copy(io.Discard, out)
+		if _, err := io.Copy(io.Discard, out); err != nil {
+			t.Errorf("read the command's output: %v", err)
+		}
 	}()
 	select {
 	case <-closed:
