@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -273,6 +274,15 @@ func (b *bed) dial(from string, to string) error {
 		}
 		return conn.Close()
 	})
+}
+
+// inNode runs a command in the node's network namespace.
+func (b *bed) inNode(argv ...string) {
+	b.Helper()
+	out, err := exec.Command("nsenter", append([]string{"--net=" + filepath.Join(netNSDir, b.config.NetNS)}, argv...)...).CombinedOutput()
+	if err != nil {
+		b.Fatalf("%q: %v: %s", argv, err, out)
+	}
 }
 
 func (b *bed) hasEvent(reason, text string) {

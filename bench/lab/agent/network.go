@@ -25,7 +25,7 @@ const (
 // CIDR, and a veth pair per pod.
 //
 // Pods have host addresses (/32, /128) and reach everything, each other too, through the bridge's address. So the
-// node routes what would else be switched, and its NAT sees both directions of a Service's connections without
+// node routes what would else be switched, and its NAT sees both directions of a Service's connections with and without
 // br_netfilter.
 type podNetwork struct {
 	node   netns.NsHandle
@@ -145,6 +145,10 @@ func (n *podNetwork) connect(s sandbox) error {
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: podLink, PeerNamespace: netlink.NsFd(ns)}
 	if err := n.links.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add %s: %w", s.veth, err)
+	}
+	// A pod may be its own Service's endpoint: with br_netfilter in the kernel its packets are sent back by the bridge.
+	if err := n.links.LinkSetHairpin(veth, true); err != nil {
+		return fmt.Errorf("set hairpin mode of %s: %w", s.veth, err)
 	}
 	if err := n.links.LinkSetUp(veth); err != nil {
 		return fmt.Errorf("set %s up: %w", s.veth, err)

@@ -75,6 +75,26 @@ func TestPodServes(t *testing.T) {
 	}
 }
 
+// TestServiceOnOneNode plays kube-proxy: every pod reaches every pod of its node, itself too, at an address that the
+// node translates.
+func TestServiceOnOneNode(t *testing.T) {
+	b := startBed(t)
+	const vip = "10.231.8.1"
+	b.create(webPod("one"))
+	b.create(webPod("two"))
+	for _, name := range []string{"one", "two"} {
+		to := b.status(name, ready).PodIP + ":8080"
+		b.inNode("iptables-legacy", "-w", "-t", "nat", "-F")
+		b.inNode("iptables-legacy", "-w", "-t", "nat", "-A", "PREROUTING", "-d", vip, "-p", "tcp", "-j", "DNAT", "--to-destination", to)
+		b.inNode("iptables-legacy", "-w", "-t", "nat", "-A", "POSTROUTING", "-o", bridgeName, "-j", "MASQUERADE")
+		for _, from := range []string{"one", "two"} {
+			if err := b.dial(from, vip+":80"); err != nil {
+				t.Errorf("from %s to %s by NAT: %v", from, name, err)
+			}
+		}
+	}
+}
+
 // TestContainerSurroundings has the container itself say what it sees.
 func TestContainerSurroundings(t *testing.T) {
 	b := startBed(t)
