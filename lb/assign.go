@@ -56,7 +56,7 @@ func (a *assigner) assign(s *model.Service) {
 		case !a.inPool(addr):
 			a.problem(s, s.RequestField, model.ReasonAddressNotInPool, "%v is in no pool: choose an address of %s", addr, a.poolNames())
 		case held && holder != s.Ref:
-			a.problem(s, s.RequestField, model.ReasonAddressInUse, "%v is held by %v, which is older: choose another", addr, holder)
+			a.problem(s, s.RequestField, model.ReasonAddressInUse, "%v is held by %v, which came first: choose another", addr, holder)
 		case !held:
 			a.holder[addr] = s.Ref
 			s.VIPs = append(s.VIPs, addr)
