@@ -1,0 +1,204 @@
+package gateway
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// A phase is what a client connection is busy with.
+type phase uint8
+
+const (
+	phaseHead    phase = iota // a request's header is read, or awaited on a new connection
+	phaseIdle                 // between two requests
+	phaseWait                 // for the header of the endpoint's response
+	phaseRespond              // a response is written
+)
+
+// A verdict is why the watcher ended an exchange.
+type verdict uint8
+
+const (
+	verdictNone       verdict = iota
+	verdictSlowClient         // the client sent nothing of its body, or took nothing of the response
+	verdictSlowServer         // the endpoint sent nothing
+	verdictGone               // the client has closed its side
+)
+
+// conn is a client connection. It notes progress for the watcher, and it knows the upstream connection that its
+// request is using, so that the watcher can close that one: nobody else waits with a time limit.
+type conn struct {
+	net.Conn
+	g         *Gateway
+	peer      netip.AddrPort
+	trusted   bool   // peer is one of Options.TrustedProxies
+	peerText  string // address of the peer without port
+	localText string // address and port that the client connected to
+	localPort string
+
+	progress atomic.Uint32 // tick of the last byte to or from the client or endpoint, or of the last change of phase
+	received atomic.Bool   // a byte came in the present phase
+	reading  atomic.Bool   // a Read is under way
+	writing  atomic.Bool   // a Write is under way
+
+	mu      sync.Mutex // guards what follows; the watcher holds it while it closes an upstream connection
+	phase   phase
+	since   uint32 // tick at which the phase began
+	up      *upstream
+	verdict verdict
+
+	linger    bool      // unread bytes of the client are likely at the close; of the serving goroutine
+	handover  *exchange // waits for its goroutine to take the connection over; of the serving goroutine
+	closeOnce sync.Once
+	ended     sync.WaitGroup // until Close
+}
+
+// newConn wraps and registers an accepted connection.
+func (g *Gateway) newConn(nc net.Conn) *conn {
+	c := &conn{Conn: nc, g: g, localText: nc.LocalAddr().String()}
+	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
+		c.peer = netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), uint16(a.Port))
+	}
+	if a, ok := nc.LocalAddr().(*net.TCPAddr); ok {
+		c.localPort = strconv.Itoa(a.Port)
+	}
+	c.peerText = c.peer.Addr().String()
+	for _, p := range g.opt.TrustedProxies {
+		c.trusted = c.trusted || p.Contains(c.peer.Addr())
+	}
+	c.since = g.clock.now()
+	c.progress.Store(c.since)
+	c.ended.Add(1)
+	g.mu.Lock()
+	g.conns[c] = struct{}{}
+	g.mu.Unlock()
+	g.metrics.connections.Inc()
+	return c
+}
+
+// connState follows fasthttp's view of a connection between requests.
+func connState(nc net.Conn, s fasthttp.ConnState) {
+	c, ok := nc.(*conn)
+	switch {
+	case !ok:
+	case s == fasthttp.StateActive:
+		c.enter(phaseHead, nil)
+	case s == fasthttp.StateIdle:
+		c.enter(phaseIdle, nil)
+		c.received.Store(false)
+	}
+}
+
+// enter begins a phase. up is the upstream connection in use, of which the watcher may close it.
+func (c *conn) enter(p phase, up *upstream) {
+	now := c.g.clock.now()
+	c.mu.Lock()
+	c.phase, c.since, c.up = p, now, up
+	c.mu.Unlock()
+	c.progress.Store(now)
+}
+
+// detach takes the upstream connection out of the watcher's reach and returns why it was closed, if it was.
+func (c *conn) detach() verdict {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.verdict
+	c.up, c.verdict = nil, verdictNone
+	return v
+}
+
+// touch notes progress.
+func (c *conn) touch() { c.progress.Store(c.g.clock.now()) }
+
+func (c *conn) Read(p []byte) (int, error) {
+	c.reading.Store(true)
+	n, err := c.Conn.Read(p)
+	c.reading.Store(false)
+	if n > 0 {
+		c.received.Store(true)
+		c.touch()
+	}
+	return n, err
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	c.writing.Store(true)
+	n, err := c.Conn.Write(p)
+	c.writing.Store(false)
+	c.touch()
+	return n, err
+}
+
+// ReadFrom lets the kernel move the bytes where it can.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	c.writing.Store(true)
+	n, err := io.Copy(c.Conn, r)
+	c.writing.Store(false)
+	c.touch()
+	return n, err
+}
+
+// Close ends the connection. Bytes that the client sent and nobody read would turn the close into a reset, which can
+// destroy the answer on its way; so after an answer that came early, what the client still sends is read for a while.
+func (c *conn) Close() error {
+	err := net.ErrClosed
+	c.closeOnce.Do(func() {
+		if c.handover != nil {
+			c.handover.Close()
+		}
+		if c.linger {
+			c.lingerOn()
+		}
+		err = c.Conn.Close()
+		c.g.forget(c)
+		c.ended.Done()
+	})
+	return err
+}
+
+func (c *conn) lingerOn() {
+	const (
+		limit    = 256 << 10
+		duration = time.Second
+	)
+	if tcp, ok := c.Conn.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
+		tcp.SetDeadline(time.Now().Add(duration))
+		io.CopyN(io.Discard, tcp, limit)
+	}
+}
+
+// reset makes the close of the connection look like an error to the client.
+func (c *conn) reset() {
+	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+		tcp.SetLinger(0)
+	}
+}
+
+// cut ends the connection at once, whatever it is doing.
+func (c *conn) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.up != nil {
+		c.up.tcp.Close()
+	}
+	c.Conn.Close()
+}
+
+// forget takes the connection off the books.
+func (g *Gateway) forget(c *conn) {
+	g.metrics.connections.Dec()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.conns, c)
+	if g.empty != nil && len(g.conns) == 0 {
+		close(g.empty)
+		g.empty = nil
+	}
+}

@@ -1,0 +1,258 @@
+package gateway
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/valyala/fasthttp"
+
+	"sallyport/gateway/balance"
+)
+
+const (
+	// maxTries is how many connections are tried for one request.
+	maxTries = 2
+	// smallBody is the largest body that is read as a whole before the endpoint hears of the request. It can be sent
+	// again, it costs no goroutine, and a client cannot keep an endpoint waiting with it. It is what fasthttp reads
+	// ahead at most.
+	smallBody = 8 << 10
+)
+
+// An exchange is one request on its way to an endpoint, and the response on its way back.
+type exchange struct {
+	g   *Gateway
+	c   *conn
+	ctx *fasthttp.RequestCtx
+	req request
+
+	forwardedFor []byte
+	small        []byte     // the whole body of the request, if it is a small one
+	in           bodyReader // the body of the request, if it is not
+	out          bodyReader // the body of the response
+
+	endpoint *balance.Endpoint
+	tried    []*balance.Endpoint
+	up       *upstream
+	unsent   bool // up did not take the whole request
+	keep     bool // up can serve another request after this one
+	counted  bool // among those in flight
+
+	upload     sync.WaitGroup // the goroutine that sends a body which is not small
+	uploading  bool           // it was started
+	uploaded   atomic.Bool    // it has sent the whole body
+	uploadFrom error          // why it could not read the body; valid when upload is done
+}
+
+var exchanges = sync.Pool{New: func() any { return new(exchange) }}
+
+func (g *Gateway) newExchange(ctx *fasthttp.RequestCtx) *exchange {
+	x := exchanges.Get().(*exchange)
+	x.g, x.ctx, x.c = g, ctx, ctx.Conn().(*conn)
+	x.tried, x.keep, x.counted, x.uploading, x.uploadFrom = x.tried[:0], false, false, false, nil
+	x.uploaded.Store(false)
+	return x
+}
+
+// release gives x back for reuse.
+func (x *exchange) release() {
+	clear(x.tried[:cap(x.tried)])
+	x.g, x.ctx, x.c, x.endpoint, x.up = nil, nil, nil, nil, nil
+	x.in.src, x.out.src = nil, nil
+	exchanges.Put(x)
+}
+
+// requestRead reports whether the client's next bytes are a new request.
+func (x *exchange) requestRead() bool {
+	switch x.req.framing {
+	case framingNone:
+		return true
+	case framingLength:
+		if x.req.length <= smallBody {
+			return true // fasthttp has read it
+		}
+	}
+	return x.uploaded.Load()
+}
+
+// proxy sends the request to an endpoint and reads the header of its response into ctx.Response. On success x holds
+// the connection, with the response's body still to be read.
+func (x *exchange) proxy(st *state, picker balance.Picker) *answer {
+	if problem := x.prepareBody(); problem != nil {
+		return problem
+	}
+	var failure *answer
+	fresh := false // the endpoint of the last try gets a second one, on a new connection
+	for try := range maxTries {
+		if !fresh {
+			if x.endpoint = picker.Pick(x.tried); x.endpoint == nil {
+				break
+			}
+		}
+		if try > 0 {
+			x.g.metrics.retries.Inc()
+		}
+		up, err := st.pools[x.endpoint].get(fresh)
+		if err != nil {
+			failure, fresh = connectFailure(err), false
+			x.tried = append(x.tried, x.endpoint)
+			continue
+		}
+		var stale bool
+		if failure, stale = x.try(up); !stale || failure == nil {
+			return failure
+		}
+		fresh = true
+	}
+	if failure == nil {
+		return answerNoEndpoint
+	}
+	return failure
+}
+
+// connectFailure tells an endpoint that refuses from one that does not answer.
+func connectFailure(err error) *answer {
+	var netErr net.Error
+	if errors.As(err, &netErr) && netErr.Timeout() {
+		return answerTimeout
+	}
+	return answerUnreached
+}
+
+// prepareBody takes in a small body and gets a large one ready for streaming.
+func (x *exchange) prepareBody() *answer {
+	x.small = x.small[:0]
+	body := x.ctx.RequestBodyStream()
+	switch r := &x.req; {
+	case r.framing == framingNone:
+	case r.framing == framingLength && r.length <= smallBody:
+		x.small = append(x.small, make([]byte, r.length)...)
+		if _, err := io.ReadFull(body, x.small); err != nil {
+			return answerBody
+		}
+	default:
+		x.in.reset(body, r.framing, r.length)
+	}
+	return nil
+}
+
+// try does the exchange on the connection, up to the response's header. If it fails, it is closed; stale says that
+// this was because the endpoint had closed an idle connection, and that the request may be sent once more.
+func (x *exchange) try(up *upstream) (failure *answer, stale bool) {
+	x.up, up.owner = up, x.c
+	x.endpoint.Begin()
+	x.c.enter(phaseWait, up)
+	n, err := x.send()
+	x.unsent = err != nil
+	if err == nil || !up.reused {
+		if headErr := x.readHead(); headErr == nil {
+			return nil, false
+		} else if err == nil {
+			err = headErr
+		}
+	}
+	return x.fail(n > 0, err)
+}
+
+// fail ends an exchange that brought no response, and says what to tell the client.
+func (x *exchange) fail(sent bool, err error) (failure *answer, stale bool) {
+	up := x.up
+	v := x.c.detach()
+	x.stopUpload()
+	up.abort()
+	x.endpoint.End()
+	x.up = nil
+	switch {
+	case v == verdictGone:
+		return answerGone, false
+	case v == verdictSlowServer:
+		return answerTimeout, false
+	case x.uploadFrom != nil:
+		return uploadFailure(v), false
+	case up.reused && !up.received && !x.uploading:
+		return answerBroken, !sent || x.idempotent()
+	}
+	x.g.log.Debug("no valid response", "endpoint", x.endpoint.Addr().String(), "err", err)
+	return answerBroken, false
+}
+
+// uploadFailure tells a client that sent a broken body from one that stopped sending.
+func uploadFailure(v verdict) *answer {
+	if v == verdictSlowClient {
+		return answerSlow
+	}
+	return answerBody
+}
+
+// idempotent reports whether the request may be sent twice (RFC 9110 9.2.2).
+func (x *exchange) idempotent() bool {
+	switch string(x.req.method) {
+	case fasthttp.MethodGet, fasthttp.MethodHead, fasthttp.MethodOptions, fasthttp.MethodPut, fasthttp.MethodDelete:
+		return true
+	}
+	return len(x.ctx.Request.Header.Peek("Idempotency-Key")) > 0
+}
+
+// send writes the request's header and a small body, and starts the upload of any other. It returns how many bytes
+// the kernel took.
+func (x *exchange) send() (int, error) {
+	up := x.up
+	up.head = x.appendHead(up.head[:0])
+	up.head = append(up.head, x.small...)
+	n, err := up.Write(up.head)
+	if err == nil && !x.requestRead() {
+		x.uploading = true
+		x.upload.Go(x.sendBody)
+	}
+	return n, err
+}
+
+// sendBody sends a streamed body while the response is awaited, or even read. When the client breaks off, so does it:
+// the endpoint must not see a whole body.
+func (x *exchange) sendBody() {
+	readErr, writeErr := x.copyBody()
+	switch {
+	case readErr != nil:
+		x.uploadFrom = readErr
+		x.up.abort()
+	case writeErr == nil:
+		x.uploaded.Store(true)
+	}
+}
+
+// copyBody copies the request's body to the endpoint, each piece as soon as it comes.
+func (x *exchange) copyBody() (readErr, writeErr error) {
+	buf := copyBuffers.Get().(copyBuffer)
+	defer copyBuffers.Put(buf)
+	w := bodyWriter{w: x.up, chunked: x.req.framing == framingChunked}
+	for {
+		n, err := x.in.Read(w.room(buf[:]))
+		if n > 0 {
+			if writeErr = w.write(buf[:], n); writeErr != nil {
+				return nil, writeErr
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return nil, w.finish(buf[:], x.in.trailers)
+		case err != nil:
+			return err, nil
+		}
+	}
+}
+
+// stopUpload ends the upload, if one goes on, and waits for its end. The upstream connection cannot be used afterwards.
+func (x *exchange) stopUpload() {
+	if !x.uploading {
+		return
+	}
+	if !x.uploaded.Load() {
+		x.keep = false
+		x.c.linger = true
+		x.up.tcp.Close()
+		x.c.Conn.SetReadDeadline(past)
+	}
+	x.upload.Wait()
+}

@@ -1,0 +1,131 @@
+package gateway
+
+import (
+	"bytes"
+	"math"
+	"runtime/debug"
+
+	"github.com/valyala/fasthttp"
+
+	"sallyport/gateway/balance"
+)
+
+var continueExpectation = []byte("100-continue")
+
+// headerReceived has a say in how fasthttp treats the body. Small bodies are read ahead; of large ones one byte is,
+// as less cannot be asked for. A chunked body is declared endless, so that fasthttp hands out the bytes as they come
+// and bodyReader decides where it ends: fasthttp takes the end of a connection for the end of such a body.
+func headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+	if expect := h.Peek(fasthttp.HeaderExpect); len(expect) > 0 {
+		switch {
+		case !h.IsHTTP11(): // RFC 9110 10.1.1: ignored
+			h.Del(fasthttp.HeaderExpect)
+		case bytes.EqualFold(expect, continueExpectation):
+			h.SetBytesKV([]byte(fasthttp.HeaderExpect), continueExpectation) // fasthttp knows this spelling only
+		}
+	}
+	switch length := h.ContentLength(); {
+	case length < 0:
+		if length == -1 {
+			h.SetContentLength(math.MaxInt)
+		}
+	case length <= smallBody:
+		return fasthttp.RequestConfig{MaxRequestBodySize: smallBody}
+	}
+	return fasthttp.RequestConfig{MaxRequestBodySize: 1}
+}
+
+// expect decides whether a client that asked for it is to send its body: only if the request has somewhere to go.
+func (g *Gateway) expect(ctx *fasthttp.RequestCtx) int {
+	x := g.newExchange(ctx)
+	defer x.release()
+	_, _, problem := x.route()
+	if problem == nil {
+		return fasthttp.StatusContinue
+	}
+	g.answer(ctx, problem, false)
+	return problem.code
+}
+
+// handle serves one request.
+func (g *Gateway) handle(ctx *fasthttp.RequestCtx) {
+	x := g.newExchange(ctx)
+	x.enter()
+	defer func() {
+		if p := recover(); p != nil {
+			g.recovered(x, p)
+		}
+	}()
+	if problem := x.serve(); problem != nil {
+		x.leave()
+		g.answer(ctx, problem, problem.code != 400 && problem != answerGone && x.requestRead())
+		x.release()
+	} else if x.up == nil {
+		x.release() // the response is complete; otherwise Close does it
+	}
+}
+
+// enter counts the request among those in flight.
+func (x *exchange) enter() {
+	x.counted = true
+	x.g.metrics.inFlight.Inc()
+}
+
+// leave takes back enter.
+func (x *exchange) leave() {
+	if x.counted {
+		x.counted = false
+		x.g.metrics.inFlight.Dec()
+	}
+}
+
+// serve routes the request and gets a response, which is then in ctx.Response.
+func (x *exchange) serve() *answer {
+	st, picker, problem := x.route()
+	if problem != nil {
+		return problem
+	}
+	if problem := x.proxy(st, picker); problem != nil {
+		return problem
+	}
+	x.respond()
+	return nil
+}
+
+// route reads the request and finds the picker of its route.
+func (x *exchange) route() (*state, balance.Picker, *answer) {
+	h := &x.ctx.Request.Header
+	if problem := x.req.read(h); problem != nil {
+		return nil, nil, problem
+	}
+	if expect := h.Peek(fasthttp.HeaderExpect); len(expect) > 0 && !bytes.Equal(expect, continueExpectation) {
+		return nil, nil, answerExpect
+	}
+	st := x.g.state.Load()
+	path := x.req.path
+	if path[0] == '*' {
+		path = rootPath
+	}
+	r := st.table.Match(x.req.host, path)
+	if r == nil {
+		return nil, nil, answerNoRoute
+	}
+	if st.pickers[r.Index] == nil {
+		return nil, nil, answerNoEndpoint
+	}
+	return st, st.pickers[r.Index], nil
+}
+
+// rootPath is what OPTIONS * is matched as.
+var rootPath = []byte{'/'}
+
+// recovered answers a request whose handler panicked. What it held is lost, but nothing else is.
+func (g *Gateway) recovered(x *exchange, p any) {
+	g.log.Error("request handler panicked", "panic", p, "stack", string(debug.Stack()))
+	x.leave()
+	if x.up != nil {
+		x.c.detach()
+		x.up.abort()
+	}
+	g.answer(x.ctx, answerPanic, false)
+}

@@ -1,0 +1,163 @@
+package gateway
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+)
+
+// maxIdle bounds the idle connections to one endpoint.
+const maxIdle = 256
+
+// A pool holds the idle connections to one endpoint, the one used last on top: under falling load the others age and
+// are closed.
+type pool struct {
+	g      *Gateway
+	addr   netip.AddrPort
+	dialer net.Dialer
+
+	mu     sync.Mutex
+	idle   []*upstream // by time of release
+	closed bool
+}
+
+func newPool(g *Gateway, addr netip.AddrPort) *pool {
+	return &pool{g: g, addr: addr, dialer: net.Dialer{Timeout: g.opt.ConnectTimeout}}
+}
+
+// get returns an idle connection, or else a new one. fresh asks for a new one.
+func (p *pool) get(fresh bool) (*upstream, error) {
+	for !fresh {
+		up := p.pop()
+		if up == nil {
+			break
+		}
+		if up.usable(p.g.clock.now()) {
+			up.reused, up.received = true, false
+			p.g.metrics.reuses.Inc()
+			return up, nil
+		}
+		up.tcp.Close()
+	}
+	tcp, err := p.dialer.DialTCP(context.Background(), "tcp", netip.AddrPort{}, p.addr)
+	if err != nil {
+		p.g.metrics.dialErrors.Inc()
+		return nil, err
+	}
+	p.g.metrics.dials.Inc()
+	return newUpstream(tcp, p)
+}
+
+func (p *pool) pop() *upstream {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last := len(p.idle) - 1
+	if last < 0 {
+		return nil
+	}
+	up := p.idle[last]
+	p.idle[last] = nil
+	p.idle = p.idle[:last]
+	return up
+}
+
+// put takes back a connection on which nothing is under way.
+func (p *pool) put(up *upstream) {
+	up.owner, up.idleSince = nil, p.g.clock.now()
+	p.mu.Lock()
+	keep := !p.closed && len(p.idle) < maxIdle
+	if keep {
+		p.idle = append(p.idle, up)
+	}
+	p.mu.Unlock()
+	if !keep {
+		up.tcp.Close()
+	}
+}
+
+// expire closes what has been idle for too long.
+func (p *pool) expire(now uint32) {
+	p.mu.Lock()
+	n := 0
+	for n < len(p.idle) && now-p.idle[n].idleSince > p.g.limits.backendIdle {
+		n++
+	}
+	old := slices.Clone(p.idle[:n])
+	p.idle = slices.Delete(p.idle, 0, n)
+	p.mu.Unlock()
+	closeAll(old)
+}
+
+// close closes the idle connections, and makes put close the others.
+func (p *pool) close() {
+	p.mu.Lock()
+	old := p.idle
+	p.idle, p.closed = nil, true
+	p.mu.Unlock()
+	closeAll(old)
+}
+
+func closeAll(ups []*upstream) {
+	for _, up := range ups {
+		up.tcp.Close()
+	}
+}
+
+// An upstream is a connection to an endpoint. It belongs to one exchange at a time, or to the pool.
+type upstream struct {
+	tcp       *net.TCPConn
+	raw       syscall.RawConn
+	br        *bufio.Reader // stays with the connection, so that no byte is lost or read by another
+	head      []byte        // storage of request header blocks
+	pool      *pool
+	owner     *conn  // client connection of the exchange
+	idleSince uint32 // tick of the release
+	reused    bool   // the connection has served a request before
+	received  bool   // a byte of the present response came
+}
+
+func newUpstream(tcp *net.TCPConn, p *pool) (*upstream, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		tcp.Close()
+		return nil, err
+	}
+	up := &upstream{tcp: tcp, raw: raw, pool: p}
+	up.br = bufio.NewReaderSize(up, p.g.opt.MaxHeaderBytes)
+	return up, nil
+}
+
+// usable reports whether a request can be sent on an idle connection. One that was released in this tick or the
+// last is not looked at: a system call for each request is too much for the little that it would find.
+func (up *upstream) usable(now uint32) bool {
+	return now-up.idleSince < 2 || peek(up.raw) == peekNothing
+}
+
+// Read reads from the endpoint and notes progress.
+func (up *upstream) Read(p []byte) (int, error) {
+	n, err := up.tcp.Read(p)
+	if n > 0 {
+		up.received = true
+		up.owner.touch()
+	}
+	return n, err
+}
+
+// Write writes to the endpoint and notes progress.
+func (up *upstream) Write(p []byte) (int, error) {
+	n, err := up.tcp.Write(p)
+	if n > 0 {
+		up.owner.touch()
+	}
+	return n, err
+}
+
+// abort closes the connection in a way that the endpoint cannot take for the end of a message.
+func (up *upstream) abort() {
+	up.tcp.SetLinger(0)
+	up.tcp.Close()
+}

@@ -1,0 +1,248 @@
+package gateway
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net"
+
+	"github.com/valyala/fasthttp"
+)
+
+const (
+	// maxInterim bounds the interim responses (1xx) before the final one.
+	maxInterim = 16
+	// spliceFrom is the least length of a body that is worth a pipe for the kernel to move it through.
+	spliceFrom = 64 << 10
+	// spliceStep is how much is moved at a time: the watcher must see progress.
+	spliceStep = 256 << 10
+)
+
+var errInterim = errors.New("the endpoint sent an unexpected interim response")
+
+// readHead reads the header of the final response. Interim responses are dropped, which RFC 9110 15.2 allows; a 101
+// that nobody asked for is an error, or whatever follows would be taken for the answer to another's request.
+func (x *exchange) readHead() error {
+	h := &x.ctx.Response.Header
+	h.SetNoDefaultContentType(true)
+	for range maxInterim {
+		if err := h.Read(x.up.br); err != nil {
+			return err
+		}
+		if len(h.Peek(fasthttp.HeaderDate)) == 0 {
+			if err := addDate(h); err != nil {
+				return err
+			}
+		}
+		switch code := h.StatusCode(); {
+		case code == fasthttp.StatusSwitchingProtocols, code < 100:
+			return errInterim
+		case code >= 200:
+			return nil
+		}
+	}
+	return errInterim
+}
+
+// respond hands the response, whose header has been read, to fasthttp. A body that has already come in whole is
+// copied, and the connection is free; any other is relayed by WriteTo.
+func (x *exchange) respond() {
+	resp := &x.ctx.Response
+	h := &resp.Header
+	http10 := string(h.Protocol()) == "HTTP/1.0"
+	frame, length := responseFraming(h, string(x.req.method) == fasthttp.MethodHead)
+	keepAlive := http10 && bytes.EqualFold(h.Peek(fasthttp.HeaderConnection), []byte("keep-alive"))
+	closes := cleanResponse(h)
+	x.keep = frame != framingClose && !closes && (!http10 || keepAlive)
+	if len(h.Server()) == 0 {
+		h.SetServer(serverName)
+	}
+	h.SetProtocol(protocol11)
+	if x.req.close || x.g.draining.Load() || !x.requestRead() {
+		h.SetConnectionClose()
+		x.c.linger = !x.requestRead()
+	}
+	x.g.metrics.countCode(h.StatusCode())
+	x.out.reset(x.up.br, frame, length)
+	x.c.enter(phaseRespond, x.up)
+	x.respondBody(frame, length)
+}
+
+var protocol11 = []byte("HTTP/1.1")
+
+func (x *exchange) respondBody(frame framing, length int) {
+	resp := &x.ctx.Response
+	buffered := x.up.br.Buffered()
+	switch {
+	case frame == framingNone:
+		x.finish()
+	case frame == framingLength && length <= buffered:
+		body, _ := x.up.br.Peek(length)
+		resp.SetBody(body)
+		x.up.br.Discard(length)
+		x.out.ended = true
+		x.finish()
+	case frame != framingLength && x.req.version1:
+		x.takeOver()
+	default:
+		if frame != framingLength {
+			length = -1
+		}
+		resp.SetBodyStream(x, length)
+		resp.ImmediateHeaderFlush = buffered == 0 // the body may be long in coming
+	}
+}
+
+// responseFraming says how the response's body ends (RFC 9112 6.3).
+func responseFraming(h *fasthttp.ResponseHeader, head bool) (framing, int) {
+	code, length := h.StatusCode(), h.ContentLength()
+	if code == fasthttp.StatusNoContent {
+		h.Del(fasthttp.HeaderContentLength) // RFC 9110 8.6: a 204 has none
+	}
+	switch {
+	case head, code == fasthttp.StatusNoContent, code == fasthttp.StatusNotModified, length == 0:
+		return framingNone, 0
+	case length > 0:
+		return framingLength, length
+	case length == -1:
+		return framingChunked, 0
+	}
+	return framingClose, 0
+}
+
+// addDate adds the Date that a response without one is to get (RFC 9110 6.6.1). fasthttp writes it, but only for a
+// header that was reset: hence the detour, which few endpoints make necessary.
+func addDate(h *fasthttp.ResponseHeader) error {
+	block := bytes.Clone(h.Header())
+	h.Reset()
+	h.SetNoDefaultContentType(true)
+	return h.Read(bufio.NewReaderSize(bytes.NewReader(block), len(block)))
+}
+
+// Read is not used: fasthttp prefers WriteTo.
+func (x *exchange) Read(p []byte) (int, error) { return x.out.Read(p) }
+
+// SupportsBodyWriteTo implements fasthttp.BodyWriterTo.
+func (x *exchange) SupportsBodyWriteTo() bool { return true }
+
+// WriteTo relays the response's body to the client, and its trailers to the response's header. An error makes
+// fasthttp close the client's connection before the body's end is written.
+func (x *exchange) WriteTo(w io.Writer) (written int64, err error) {
+	flusher, _ := w.(*bufio.Writer) // or fasthttp's writer of chunks, which flushes each
+	buf := copyBuffers.Get().(copyBuffer)
+	defer copyBuffers.Put(buf)
+	for {
+		n, err := x.relaySome(w, flusher, buf[:])
+		written += n
+		switch {
+		case err == io.EOF:
+			x.setTrailers()
+			return written, nil
+		case err != nil:
+			x.truncated(err)
+			return written, err
+		}
+	}
+}
+
+// relaySome moves what is there, or waits for it.
+func (x *exchange) relaySome(w io.Writer, flusher *bufio.Writer, buf []byte) (int64, error) {
+	br := x.up.br
+	if flusher != nil && br.Buffered() == 0 && x.out.framing == framingLength && x.out.left >= spliceFrom {
+		return x.splice(flusher)
+	}
+	n, err := x.out.Read(buf)
+	if n > 0 {
+		if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+			return 0, writeErr
+		}
+	}
+	if err == nil && flusher != nil && br.Buffered() == 0 {
+		err = flusher.Flush()
+	}
+	return int64(n), err
+}
+
+// splice lets the kernel move a part of the body from one socket to the other.
+func (x *exchange) splice(w *bufio.Writer) (int64, error) {
+	if err := w.Flush(); err != nil { // an empty buffer makes ReadFrom go straight to the connection
+		return 0, err
+	}
+	want := min(x.out.left, spliceStep)
+	n, err := w.ReadFrom(&io.LimitedReader{R: x.up.tcp, N: want})
+	if err == nil && n < want {
+		err = io.EOF
+	}
+	return n, x.out.took(n, err)
+}
+
+// truncated notes a response that broke off.
+func (x *exchange) truncated(err error) {
+	x.g.metrics.countTruncated(errors.Is(err, net.ErrClosed))
+	x.g.log.Debug("response cut short", "endpoint", x.endpoint.Addr().String(), "err", err)
+}
+
+// setTrailers announces and sets the trailers that came; fasthttp leaves out what must not be one.
+func (x *exchange) setTrailers() {
+	h := &x.ctx.Response.Header
+	for section := x.out.trailers; ; {
+		name, value, rest, problem := nextField(section)
+		if problem != nil || len(name) == 0 {
+			return
+		}
+		if kindOf(name) == fieldPlain && h.AddTrailerBytes(name) == nil {
+			h.SetBytesKV(name, value)
+		}
+		section = rest
+	}
+}
+
+// Close ends the exchange after the response was written, or could not be. fasthttp calls it once.
+func (x *exchange) Close() error {
+	x.finish()
+	x.release()
+	return nil
+}
+
+// finish frees the upstream connection: for the next request if all was read and sent, else by closing it.
+func (x *exchange) finish() {
+	up := x.up
+	x.stopUpload()
+	keep := x.c.detach() == verdictNone && x.keep && !x.unsent && x.out.ended && up.br.Buffered() == 0
+	if keep {
+		up.pool.put(up)
+	} else {
+		up.abort()
+	}
+	x.endpoint.End()
+	x.up = nil
+	x.leave()
+}
+
+// takeOver writes a response of unknown length to an HTTP/1.0 client, which knows no chunks: the end of the connection
+// is the end of the body.
+func (x *exchange) takeOver() {
+	h := &x.ctx.Response.Header
+	h.Del(fasthttp.HeaderTransferEncoding)
+	h.SetConnectionClose()
+	head := bytes.Clone(h.Header())
+	x.c.handover = x // the hijack handler is not called if earlier responses cannot be written
+	x.ctx.HijackSetNoResponse(true)
+	x.ctx.Hijack(func(net.Conn) {
+		c := x.c
+		c.handover = nil
+		w := bufio.NewWriter(c)
+		_, err := w.Write(head)
+		if err == nil {
+			_, err = x.WriteTo(w)
+		}
+		if err == nil {
+			err = w.Flush()
+		}
+		if err != nil {
+			c.reset()
+		}
+		x.Close()
+	})
+}

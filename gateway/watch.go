@@ -1,0 +1,166 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// A clock counts ticks. Reading it is one load, which a request can afford many times.
+type clock struct {
+	tick  time.Duration
+	ticks *atomic.Uint32
+}
+
+func (c clock) now() uint32 { return c.ticks.Load() }
+
+// limits are the time limits of Options in ticks.
+type limits struct {
+	head, idle, read, response, stream, write, backendIdle uint32
+	probe                                                  uint32 // without progress, before it is asked whether the client is still there
+	drainIdle                                              uint32 // an idle connection is left open for this long while draining
+}
+
+// newClock returns a clock whose tick is short against the time limits.
+func newClock(o Options) (clock, limits) {
+	tick := 100 * time.Millisecond
+	for _, d := range []time.Duration{o.HeaderTimeout, o.IdleTimeout, o.ReadTimeout, o.ResponseTimeout,
+		o.StreamTimeout, o.WriteTimeout, o.BackendIdleTimeout} {
+		tick = min(tick, max(d/4, time.Millisecond))
+	}
+	ticks := func(d time.Duration) uint32 { return uint32((d + tick - 1) / tick) }
+	return clock{tick: tick, ticks: new(atomic.Uint32)}, limits{
+		head: ticks(o.HeaderTimeout), idle: ticks(o.IdleTimeout), read: ticks(o.ReadTimeout),
+		response: ticks(o.ResponseTimeout), stream: ticks(o.StreamTimeout), write: ticks(o.WriteTimeout),
+		backendIdle: ticks(o.BackendIdleTimeout),
+		probe:       ticks(250 * time.Millisecond), drainIdle: ticks(500 * time.Millisecond),
+	}
+}
+
+// watch drives the clock and ends what has made no progress for too long, until ctx ends.
+func (g *Gateway) watch(ctx context.Context) {
+	ticker := time.NewTicker(g.clock.tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		now := g.clock.ticks.Add(1)
+		for _, c := range g.connections() {
+			c.check(now)
+		}
+		for _, p := range g.state.Load().pools {
+			p.expire(now)
+		}
+	}
+}
+
+// check ends what the connection is doing if it has taken too long.
+func (c *conn) check(now uint32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	limit := &c.g.limits
+	quiet := now - c.progress.Load()
+	switch c.phase {
+	case phaseHead:
+		c.checkHead(now - c.since)
+	case phaseIdle:
+		if quiet > limit.idle || c.g.draining.Load() && quiet > limit.drainIdle {
+			c.Conn.Close()
+		}
+	case phaseWait:
+		switch uploading := c.reading.Load(); {
+		case uploading && quiet > limit.read:
+			c.end(verdictSlowClient)
+		case !uploading && quiet > limit.response:
+			c.end(verdictSlowServer)
+		case !uploading && quiet >= limit.probe && c.gone(now):
+			c.end(verdictGone)
+		}
+	case phaseRespond:
+		switch writing := c.writing.Load(); {
+		case writing && quiet > limit.write:
+			c.end(verdictSlowClient)
+			c.Conn.Close()
+		case !writing && quiet > limit.stream:
+			c.end(verdictSlowServer)
+		case !writing && !c.reading.Load() && quiet >= limit.probe && c.gone(now):
+			c.end(verdictGone)
+		}
+	}
+}
+
+// checkHead ends the wait for a request's header: with 408 if some of it came, else without a word.
+func (c *conn) checkHead(age uint32) {
+	limit := c.g.limits.head
+	if c.received.Load() {
+		if age > limit {
+			c.Conn.SetReadDeadline(past)
+		}
+		return
+	}
+	if c.g.draining.Load() {
+		limit = c.g.limits.drainIdle
+	}
+	if age > limit {
+		c.Conn.Close()
+	}
+}
+
+// end closes the upstream connection, which wakes whoever waits for it. It needs c.mu.
+func (c *conn) end(v verdict) {
+	if c.up == nil || c.verdict != verdictNone {
+		return
+	}
+	c.verdict = v
+	c.up.tcp.Close()
+	if v == verdictSlowClient {
+		c.Conn.SetReadDeadline(past)
+	}
+}
+
+// past is a deadline that wakes a Read at once.
+var past = time.Unix(1, 0)
+
+// gone asks every now and then whether the client has closed its side. A client that only half-closes counts as gone,
+// as with nginx and net/http: to tell it apart would mean to keep working for all that left.
+func (c *conn) gone(now uint32) bool {
+	if now%c.g.limits.probe != 0 {
+		return false
+	}
+	sc, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	return err == nil && peek(raw) == peekClosed
+}
+
+// A peekResult says what a socket has for its reader.
+type peekResult uint8
+
+const (
+	peekNothing peekResult = iota
+	peekBytes
+	peekClosed
+)
+
+// peek looks at the socket without waiting and without taking anything. It does not get in the way of a Read.
+func peek(raw syscall.RawConn) (result peekResult) {
+	result = peekClosed
+	raw.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		switch {
+		case n > 0:
+			result = peekBytes
+		case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINTR):
+			result = peekNothing
+		}
+	})
+	return result
+}
