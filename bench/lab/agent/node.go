@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -71,13 +72,16 @@ func parsePodCIDRs(node *corev1.Node) ([]netip.Prefix, error) {
 // run sends heartbeats until ctx ends.
 func (k *nodeKeeper) run(ctx context.Context) {
 	for ok := true; ok; ok = sleep(ctx, HeartbeatInterval) {
-		if _, err := k.sync(ctx); err != nil && ctx.Err() == nil {
-			k.log.Error("update node", "err", err)
-		}
-		if err := k.renewLease(ctx); err != nil && ctx.Err() == nil {
-			k.log.Error("renew lease of node", "err", err)
+		if err := within(ctx, k.beat); err != nil && ctx.Err() == nil {
+			k.log.Error("send heartbeat", "node", k.name, "err", err)
 		}
 	}
+}
+
+// beat repairs the Node if need be, and renews its Lease, also if the other fails.
+func (k *nodeKeeper) beat(ctx context.Context) error {
+	_, err := k.sync(ctx)
+	return errors.Join(err, k.renewLease(ctx))
 }
 
 // sync makes the Node say what is true, also after others changed or deleted it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -12,6 +13,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 )
+
+// requestTimeout bounds a request: a server that is frozen keeps its connections, and the next try may find another.
+const requestTimeout = 5 * time.Second
 
 // update changes what the worker knows of the pod, and has its status published.
 func (w *podWorker) update(change func()) {
@@ -66,7 +70,7 @@ func (w *podWorker) deleteObject() {
 // retry calls the API server until it works. It returns false if ctx ends or the pod object is no longer there.
 func (w *podWorker) retry(ctx context.Context, what string, call func(context.Context) error) bool {
 	for delay := firstBackOff; ; delay = min(2*delay, lastBackOff) {
-		err := call(ctx)
+		err := within(ctx, call)
 		if err == nil {
 			return true
 		}
@@ -78,6 +82,13 @@ func (w *podWorker) retry(ctx context.Context, what string, call func(context.Co
 			return false
 		}
 	}
+}
+
+// within gives one call to the API server requestTimeout.
+func within(ctx context.Context, call func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return call(ctx)
 }
 
 // publishOnce patches the pod's status if it differs from what the API server has shown.
