@@ -41,9 +41,8 @@ func (s *session) serve() {
 	if err != nil {
 		return
 	}
-	in := inbox{buffers: &p.datagrams}
-	in.ready = in.receive // made once: a method value allocates
-	for s.reply(&in, raw) {
+	in := newInbox(&p.datagrams)
+	for s.reply(in, raw) {
 	}
 }
 
@@ -74,6 +73,12 @@ type inbox struct {
 	err     error
 }
 
+func newInbox(buffers *sync.Pool) *inbox {
+	in := &inbox{buffers: buffers}
+	in.ready = in.receive // made once: a method value allocates
+	return in
+}
+
 // receive is called by RawConn.Read whenever the socket may have become readable; false means that it is not. The
 // socket does not block, so that no signal interrupts the call.
 func (in *inbox) receive(fd uintptr) bool {
@@ -83,5 +88,5 @@ func (in *inbox) receive(fd uintptr) bool {
 		return true
 	}
 	in.buffers.Put(in.buffer)
-	return in.err != unix.EAGAIN
+	return !errors.Is(in.err, unix.EAGAIN)
 }

@@ -94,7 +94,7 @@ func TestTCPPassesOnHalfClose(t *testing.T) {
 	c.mustLine(t, "3145728 bytes")
 
 	c = dial(t, e.at(30002))
-	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("read = %v, want EOF", err)
 	}
 	io.WriteString(c, "hello")

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sallyport/watcher/model"
 )
 
@@ -168,31 +170,50 @@ func TestUDPUnreachableDestinationIsCounted(t *testing.T) {
 	}
 }
 
-// aSession returns a listener, and what it would receive from a client that it knows.
-func aSession(t testing.TB) (l *udpListener, who peer, control []byte) {
+// aSession returns a session that does not serve yet, and the socket of its destination.
+func aSession(t *testing.T) (*session, *net.UDPConn) {
+	destination, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { destination.Close() })
 	e := newEdge(t, Options{})
-	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "a")))
-	ask(t, udpDial(t, e.at(30053)), "?")
+	e.mustReconcile(t, service("dns", model.UDP, 30053, destination.LocalAddr().(*net.UDPAddr).AddrPort()))
+	var l *udpListener
 	for _, b := range e.listeners {
 		l = b.listener.(*udpListener)
 	}
+	control := unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: e.ip.As4()})
+	client := udpDial(t, e.at(30053)).LocalAddr().(*net.UDPAddr).AddrPort()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, s := range l.sessions {
-		who, control = s.peer, s.replyControl
-	}
-	return l, who, control
+	s := l.begin(peer{client, e.ip}, control)
+	l.sessions[s.peer] = s // closed with the listener
+	return s, destination
 }
 
-func TestUDPForwardDoesNotAllocate(t *testing.T) {
-	l, who, control := aSession(t)
+func TestUDPDatagramsDoNotAllocate(t *testing.T) {
+	s, destination := aSession(t)
 	payload := []byte("payload")
-	// The session's goroutine passes the answers on meanwhile, and its allocations would count as well.
-	if n := testing.AllocsPerRun(1000, func() { l.forward(payload, control, who.client) }); n != 0 {
-		t.Errorf("forward allocates %v times, want 0", n)
+	if n := testing.AllocsPerRun(100, func() { s.listener.forward(payload, s.replyControl, s.peer.client) }); n != 0 {
+		t.Errorf("forward to the destination allocates %v times, want 0", n)
 	}
-	if n := len(l.sessions); n != 1 {
+	if n := len(s.listener.sessions); n != 1 {
 		t.Errorf("sessions = %d, want 1: forward did not find the client again", n)
+	}
+
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := newInbox(&s.listener.proxy.datagrams)
+	from := s.conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := destination.WriteToUDPAddrPort(payload, from); err != nil || !s.reply(in, raw) {
+			t.Errorf("no reply, %v", err)
+		}
+	}); n != 0 {
+		t.Errorf("reply to the client allocates %v times, want 0", n)
 	}
 }
 
