@@ -34,60 +34,62 @@ type edge struct {
 	prober   *reach.Prober
 	pipeline *pipeline
 	lane     *lane
-	closeL4  func() error
+	closeL4  func()
 }
 
 // newEdge binds every port and finds every tool, so that what is missing is known before traffic is touched.
-func newEdge(c config.Config, sources []watcher.Source, log *slog.Logger, registry *prometheus.Registry) (_ *edge, err error) {
-	e := &edge{config: c, log: log, registry: registry, closeL4: func() error { return nil }}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, e.close())
-		}
-	}()
-	e.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	buildInfo(e.registry)
-	trigger := watcher.NewTrigger()
+func newEdge(c config.Config, sources []watcher.Source, log *slog.Logger, registry *prometheus.Registry) (*edge, error) {
+	e := &edge{config: c, log: log, registry: registry, closeL4: func() {}}
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	buildInfo(registry)
+	trigger := watcher.NewTrigger(watcher.CoalesceDelay)
 	e.prober = reach.New(reach.Options{Changed: trigger.Mark, Log: log.With("part", "reach"), Metrics: registry})
-	if e.admin, err = admin.Listen(admin.Options{Address: c.Edge.Admin.Address.String(), Metrics: registry, Ready: e.ready}); err != nil {
-		return nil, err
-	}
-	var steps sequence
-	if c.L7.Enabled {
-		if e.gateway, err = newGateway(c, log, registry); err != nil {
-			return nil, err
-		}
-		steps = append(steps, step{"gateway", e.gateway})
-	}
-	l4, err := e.newL4()
+	steps, err := e.bind()
 	if err != nil {
-		return nil, err
-	}
-	steps = append(steps, l4)
-	if c.Reach == model.ReachAuto {
-		steps = append(steps, step{"reach", e.prober}) // after the routes that it probes are there
+		return nil, errors.Join(err, e.close())
 	}
 	e.pipeline = e.newPipeline(sources, trigger, steps)
 	return e, nil
 }
 
-func newGateway(c config.Config, log *slog.Logger, r prometheus.Registerer) (*gateway.Gateway, error) {
-	g := gateway.New(gateway.Options{
-		Addresses:             c.L7.ListenAddresses(),
-		TrustedProxies:        c.L7.TrustedProxies,
-		MaxHeaderBytes:        c.L7.MaxRequestHeaderBytes,
-		RequestHeaderTimeout:  c.L7.RequestHeaderTimeout,
-		IdleTimeout:           c.L7.IdleTimeout,
-		ConnectTimeout:        c.L7.ConnectTimeout,
-		ResponseHeaderTimeout: c.L7.ResponseHeaderTimeout,
-		DrainTime:             c.L7.DrainTime,
-		Log:                   log.With("part", "gateway"),
-		Metrics:               r,
-	})
-	if err := g.Listen(); err != nil {
-		return nil, fmt.Errorf("gateway: %w (l7.addresses and l7.httpPort say where HTTP is served)", err)
+// bind makes what Reconcile will be called on, in the order of the calls.
+func (e *edge) bind() (sequence, error) {
+	c := e.config
+	var err error
+	if e.admin, err = admin.Listen(admin.Options{Address: c.Edge.Admin.Address.String(), Metrics: e.registry, Ready: e.ready}); err != nil {
+		return nil, err
 	}
-	return g, nil
+	l4, err := e.newL4()
+	if err != nil {
+		return nil, err
+	}
+	steps := sequence{l4}
+	if c.Reach == model.ReachAuto {
+		steps = append(steps, step{"reach", e.prober}) // after the routes that it probes are there
+	}
+	if !c.L7.Enabled {
+		return steps, nil
+	}
+	e.gateway = newGateway(c, e.log, e.registry)
+	if err := e.gateway.Listen(); err != nil {
+		return nil, fmt.Errorf("%w (l7.addresses and l7.httpPort say where HTTP is served)", err)
+	}
+	return append(sequence{{"gateway", e.gateway}}, steps...), nil
+}
+
+func newGateway(c config.Config, log *slog.Logger, r prometheus.Registerer) *gateway.Gateway {
+	return gateway.New(gateway.Options{
+		Addresses:       c.L7.ListenAddresses(),
+		TrustedProxies:  c.L7.TrustedProxies,
+		MaxHeaderBytes:  c.L7.MaxRequestHeaderBytes,
+		HeaderTimeout:   c.L7.RequestHeaderTimeout,
+		IdleTimeout:     c.L7.IdleTimeout,
+		ConnectTimeout:  c.L7.ConnectTimeout,
+		ResponseTimeout: c.L7.ResponseHeaderTimeout,
+		DrainTime:       c.L7.DrainTime,
+		Log:             log.With("part", "gateway"),
+		Metrics:         r,
+	})
 }
 
 // newL4 makes the reconciler of the configured dataplane.
@@ -106,17 +108,13 @@ func (e *edge) newL4() (step, error) {
 
 // rulesOptions is the part of the configuration that rules are rendered by.
 func rulesOptions(c config.Config) rules.Options {
-	o := rules.Options{
+	return rules.Options{
 		Backend:           rules.Backend(c.L4.IptablesBackend),
 		NodePortAddresses: c.L4.NodePortAddresses,
 		SNAT:              rules.SNAT(c.L4.SNAT),
 		HashSeed:          c.L4.HashSeed,
 		Reach:             c.Reach,
 	}
-	for _, p := range c.Pools {
-		o.Pools = append(o.Pools, p.Prefixes()...)
-	}
-	return o
 }
 
 // hosts are the single addresses among prefixes: user space can only listen on those.
@@ -182,7 +180,8 @@ func (e *edge) run(ctx context.Context) error {
 		defer stop()
 		return e.serveL7(ctx, failed)
 	})
-	return errors.Join(g.Wait(), e.closeL4())
+	defer e.closeL4()
+	return g.Wait()
 }
 
 // serveL7 returns when ctx has ended and requests are drained, or when another part has failed.
@@ -197,14 +196,11 @@ func (e *edge) serveL7(ctx, failed context.Context) error {
 	return nil
 }
 
-// close releases what newEdge has bound when the edge is not run.
+// close releases what bind has bound when the edge is not run.
 func (e *edge) close() error {
-	var errs []error
-	if e.admin != nil {
-		errs = append(errs, e.admin.Close())
+	e.closeL4()
+	if e.admin == nil {
+		return nil
 	}
-	if e.gateway != nil {
-		errs = append(errs, e.gateway.Close())
-	}
-	return errors.Join(append(errs, e.closeL4())...)
+	return e.admin.Close()
 }

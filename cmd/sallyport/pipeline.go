@@ -63,13 +63,13 @@ func (p *pipeline) run(ctx context.Context) error {
 	for _, l := range p.lanes {
 		g.Go(func() error { return l.run(ctx) })
 	}
-	g.Go(func() error { return p.trigger.Run(ctx, p.publish) })
+	g.Go(func() error { p.trigger.Run(ctx, p.publish); return nil })
 	return g.Wait()
 }
 
 // publish builds a snapshot and hands it over. Nothing is published before every source is complete: half of a cluster
 // would look like the deletion of the other half.
-func (p *pipeline) publish() {
+func (p *pipeline) publish(context.Context) {
 	var in objects.Objects
 	for _, s := range p.sources {
 		c, ok := s.Objects()

@@ -54,9 +54,10 @@ remove them too: sallyport cleanup.`,
 
 // newSources makes one source for each configured cluster, or one for the folder of manifests.
 func newSources(c config.Config, log *slog.Logger, r prometheus.Registerer) ([]watcher.Source, error) {
+	o := watcher.Options{Version: version(), Log: log.With("part", "watcher"), Metrics: watcher.NewMetrics(r)}
+	watcher.LogClientGo(o.Log)
 	if c.Manifests != "" {
-		s, err := watcher.NewManifests(watcher.ManifestsOptions{Dir: c.Manifests, Log: log.With("part", "manifests")})
-		return []watcher.Source{s}, err
+		return []watcher.Source{watcher.NewManifests(c.Manifests, o)}, nil
 	}
 	clusters := c.Clusters
 	if len(clusters) == 0 {
@@ -68,9 +69,9 @@ func newSources(c config.Config, log *slog.Logger, r prometheus.Registerer) ([]w
 		if err != nil {
 			return nil, err
 		}
-		rest.UserAgent = "sallyport/" + version()
 		log.Info("using kubeconfig", "cluster", k.Name, "from", origin, "server", rest.Host)
-		s, err := watcher.NewAPI(watcher.APIOptions{Cluster: k.Name, Config: rest, Log: log.With("part", "watcher"), Metrics: r})
+		o.Cluster = k.Name
+		s, err := watcher.NewAPI(rest, o)
 		if err != nil {
 			return nil, fmt.Errorf("cluster %q: %w", k.Name, err)
 		}
