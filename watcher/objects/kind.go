@@ -2,6 +2,7 @@ package objects
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -125,13 +126,13 @@ func (k *kind) checkMeta(o metav1.Object) error {
 		o.SetNamespace(metav1.NamespaceDefault)
 	}
 	if o.GetName() == "" {
-		return fmt.Errorf("%s: metadata.name is missing", k.name)
+		return errors.New("metadata.name is missing")
 	}
-	if why := validation.IsDNS1123Subdomain(o.GetName()); len(why) > 0 {
-		return fmt.Errorf("%s: metadata.name %q: %s", k.name, o.GetName(), why[0])
+	if len(validation.IsDNS1123Subdomain(o.GetName())) > 0 {
+		return fmt.Errorf("metadata.name %q is no name: use lower-case letters, digits, - and .", o.GetName())
 	}
-	if why := validation.IsDNS1123Label(o.GetNamespace()); k.namespaced && len(why) > 0 {
-		return fmt.Errorf("%s %s: metadata.namespace %q: %s", k.name, o.GetName(), o.GetNamespace(), why[0])
+	if k.namespaced && len(validation.IsDNS1123Label(o.GetNamespace())) > 0 {
+		return fmt.Errorf("metadata.namespace %q is no name: use lower-case letters, digits and -", o.GetNamespace())
 	}
 	return nil
 }

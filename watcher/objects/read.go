@@ -154,7 +154,7 @@ func Parse(file string, data []byte) Manifest {
 		at := Position{file, d.line}
 		text, err := yaml.YAMLToJSONStrict(d.text)
 		if err != nil {
-			m.fail(Position{file, d.line + yamlLine(err)}, fmt.Errorf("not YAML: %s", yamlMessage(err)))
+			m.fail(Position{file, d.line + min(yamlLine(err), d.lines()-1)}, fmt.Errorf("not YAML: %s", yamlMessage(err)))
 			continue
 		}
 		m.document(at, d, text)
@@ -216,7 +216,7 @@ func (m *Manifest) object(at Position, h header, text []byte) {
 		err = k.checkMeta(o)
 	}
 	if err != nil {
-		m.fail(at, fmt.Errorf("%s %s: %w", h.Kind, h.Metadata.Name, err))
+		m.fail(at, fmt.Errorf("%s: %w", strings.TrimSpace(h.Kind+" "+h.Metadata.Name), err))
 		return
 	}
 	for _, w := range warnings {
@@ -230,6 +230,9 @@ type document struct {
 	line int // of its first line that is neither blank nor a comment, from 1
 	text []byte
 }
+
+// lines counts the document's lines.
+func (d document) lines() int { return 1 + bytes.Count(bytes.TrimSuffix(d.text, []byte("\n")), []byte("\n")) }
 
 // split cuts data at the lines that start with "---". A document without content is left out.
 func split(data []byte) []document {
@@ -292,7 +295,9 @@ func yamlLine(err error) int {
 
 // yamlMessage is the YAML error without the wrapping and without its line, which counts from the document's start.
 func yamlMessage(err error) string {
-	s := strings.ReplaceAll(err.Error(), "error converting YAML to JSON: ", "")
-	s = strings.ReplaceAll(s, "yaml: ", "")
-	return strings.TrimSpace(yamlErrorLine.ReplaceAllString(s, ""))
+	s := yamlErrorLine.ReplaceAllString(err.Error(), "")
+	for _, wrapping := range []string{"error converting YAML to JSON: ", "yaml: ", "unmarshal errors:\n"} {
+		s = strings.ReplaceAll(s, wrapping, "")
+	}
+	return strings.TrimSpace(s)
 }
