@@ -164,24 +164,32 @@ func upToDate(have, want *corev1.NodeStatus) bool {
 }
 
 // renewLease is the heartbeat that the controller manager watches (KEP-589).
-func (k *nodeKeeper) renewLease(ctx context.Context) (err error) {
+func (k *nodeKeeper) renewLease(ctx context.Context) error {
+	lease, err := k.writeLease(ctx)
+	if err != nil {
+		k.lease = nil // the client returns an empty one
+		return err
+	}
+	k.lease = lease
+	return nil
+}
+
+// writeLease updates the Lease last written, or the one that is there, or makes one.
+func (k *nodeKeeper) writeLease(ctx context.Context) (lease *coordinationv1.Lease, err error) {
 	leases := k.client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
-	lease := k.lease
-	k.lease = nil // until written
+	lease = k.lease
 	if lease == nil {
 		lease, err = leases.Get(ctx, k.name, metav1.GetOptions{})
 	}
 	if apierrors.IsNotFound(err) {
-		k.lease, err = leases.Create(ctx, k.newLease(), metav1.CreateOptions{})
-		return err
+		return leases.Create(ctx, k.newLease(), metav1.CreateOptions{})
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	lease = lease.DeepCopy()
 	lease.Spec = k.newLease().Spec
-	k.lease, err = leases.Update(ctx, lease, metav1.UpdateOptions{})
-	return err
+	return leases.Update(ctx, lease, metav1.UpdateOptions{})
 }
 
 func (k *nodeKeeper) newLease() *coordinationv1.Lease {
