@@ -42,8 +42,7 @@ func (r *renderer) guard(input *chain) {
 	}
 	items := prefixItems(merge(addrs), func(c *chain, p netip.Prefix) { c.rule("-d", p.String(), "-g SALLY-GUARD") })
 	input.rule("-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN")
-	input.rule(byDestination.match(items), "-g SALLY-VIP")
-	tree{b: r.filter, name: "SALLY-VIP", by: byDestination}.build(items)
+	tree{b: r.filter, name: "SALLY-VIP", by: byDestination}.enter(input, items)
 
 	c := r.filter.chain("SALLY-GUARD")
 	// Answering a packet that conntrack cannot place by a reset would end the connection that it belongs to.

@@ -36,7 +36,7 @@ func findFlavour(b Backend) (flavour, error) {
 	}
 	// The plain names can be switched one by one (update-alternatives), so their flavour is not taken for granted.
 	for _, command := range []string{"iptables-" + string(b), "iptables"} {
-		got, err := backendOf(command+"-restore")
+		got, err := backendOf(command + "-restore")
 		if err == nil && got == b {
 			return flavour{b, command}, nil
 		}

@@ -45,21 +45,16 @@ func (t *target) rules() int {
 // The endpoint is chosen by a hash of source address and port. The nat table sees only the first packet of a
 // connection; conntrack keeps the rest of it with the same endpoint.
 func (r *renderer) send(c *chain, match string, t *target) {
-	match = join(match, comment(t))
-	switch n := len(t.to); {
+	n := len(t.to)
+	c.rule(match, comment(t), r.choose(n))
+	switch {
 	case n == 0:
-		c.rule(match, r.setMark(verdictReject))
-	case n == 1:
-		c.rule(match, r.setMark(verdictMasquerade))
-		c.rule(match, dnat(t.to[0]))
 	case n <= inlineDestinations:
-		c.rule(match, r.hash(n))
 		for slot, to := range t.to[:n-1] {
 			c.rule(match, r.slotMatch(slot), dnat(to))
 		}
 		c.rule(match, dnat(t.to[n-1])) // the slot that is left
 	default:
-		c.rule(match, r.hash(n))
 		c.rule(match, "-g", r.spread(t))
 	}
 }
@@ -75,26 +70,31 @@ func (r *renderer) spread(t *target) string {
 	items := make([]item, len(t.to))
 	for slot, to := range t.to {
 		items[slot] = item{key: slotKey(slot), bits: slotBits, rules: 1, write: func(c *chain) {
-			c.rule(r.slotMatch(slot), dnat(to))
+			c.rule("-p", t.protocol, r.slotMatch(slot), dnat(to)) // DNAT to a port wants a protocol
 		}}
 	}
 	tree{b: r.nat, name: name, by: bySlot(r.o.owner() | verdictMasquerade)}.build(items)
 	return name
 }
 
-// hash sets the mark to our owner and masquerade bits and a slot below n.
-func (r *renderer) hash(n int) string {
-	return fmt.Sprintf("-j HMARK --hmark-tuple src,sport --hmark-mod %d --hmark-offset %#x --hmark-rnd %#x",
-		n, r.o.owner()|verdictMasquerade, r.o.HashSeed)
+// choose sets the mark: the verdict and, out of several destinations, a slot below n.
+func (r *renderer) choose(n int) string {
+	switch masquerade := r.o.owner() | verdictMasquerade; n {
+	case 0:
+		return setMark(r.o.owner() | verdictReject)
+	case 1:
+		return setMark(masquerade)
+	default:
+		return fmt.Sprintf("-j HMARK --hmark-tuple src,sport --hmark-mod %d --hmark-offset %#x --hmark-rnd %#x",
+			n, masquerade, r.o.HashSeed)
+	}
 }
 
 func (r *renderer) slotMatch(slot int) string {
 	return fmt.Sprintf("-m mark --mark %#x", r.o.owner()|verdictMasquerade|uint32(slot))
 }
 
-func (r *renderer) setMark(verdict uint32) string {
-	return "-j MARK --set-xmark " + markValue(r.o.owner()|verdict, wholeMask)
-}
+func setMark(mark uint32) string { return "-j MARK --set-xmark " + markValue(mark, wholeMask) }
 
 func dnat(to netip.AddrPort) string { return "-j DNAT --to-destination " + to.String() }
 
@@ -116,5 +116,3 @@ func comment(t *target) string {
 	}
 	return "-m comment --comment " + name
 }
-
-func join(a, b string) string { return strings.TrimSuffix(a+" "+b, " ") }

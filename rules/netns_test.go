@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -205,35 +204,6 @@ func reason(err error) string {
 	return err.Error()
 }
 
-func podDestinations(port uint16, ips ...string) []model.Destination {
-	var list []model.Destination
-	for _, ip := range ips {
-		list = append(list, model.Destination{Addr: netip.AddrPortFrom(netip.MustParseAddr(ip), port), Reach: model.ReachPods, Node: "node-1"})
-	}
-	return list
-}
-
-func testSnapshot(services ...model.Service) *model.Snapshot {
-	return &model.Snapshot{
-		Services: services,
-		Nodes: []model.Node{{
-			Ref:         model.ObjectRef{Kind: "Node", Name: "node-1"},
-			InternalIPs: []netip.Addr{netip.MustParseAddr(nodeIP)},
-			PodCIDRs:    []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")},
-			Ready:       true,
-			Reach:       model.ReachPods,
-		}},
-	}
-}
-
-func testService(name string, vips []string, ports ...model.ServicePort) model.Service {
-	svc := model.Service{Ref: model.ObjectRef{Kind: "Service", Namespace: "default", Name: name}, Ports: ports}
-	for _, v := range vips {
-		svc.VIPs = append(svc.VIPs, netip.MustParseAddr(v))
-	}
-	return svc
-}
-
 // startKernel makes a Kernel in the edge's namespace and returns a function that reconciles there.
 func startKernel(t *testing.T, n *network, o Options) (reconcile func(*model.Snapshot)) {
 	t.Helper()
@@ -270,14 +240,10 @@ func TestTraffic(t *testing.T) {
 		serve(t, n.edge, "0.0.0.0:22", "sshd") // and whatever else the edge itself runs
 		serve(t, n.edge, "0.0.0.0:443", "l7")
 		reconcile := startKernel(t, n, Options{Backend: b, VIPPorts: []uint16{443}})
-		reconcile(testSnapshot(
-			testService("empty", []string{"198.51.100.11"},
-				model.ServicePort{Protocol: model.TCP, Port: 80, NodePort: 30002},
-				model.ServicePort{Protocol: model.UDP, Port: 80, NodePort: 30002}),
-			testService("three", []string{"198.51.100.10"},
-				model.ServicePort{Protocol: model.TCP, Port: 80, NodePort: 30001, Destinations: podDestinations(9376, podIPs...)}),
-			testService("udp", []string{"198.51.100.10"},
-				model.ServicePort{Protocol: model.UDP, Port: 53, NodePort: 30053, Destinations: podDestinations(9376, podIPs[0])}),
+		reconcile(snapshot(
+			service("empty", "198.51.100.11", "TCP 80 30002:", "UDP 80 30002:"),
+			service("three", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376"),
+			service("udp", "198.51.100.10", "UDP 53 30053: 10.1.0.2:9376"),
 		))
 
 		for _, tt := range []struct{ from, proto, to, want string }{

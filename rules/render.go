@@ -95,8 +95,7 @@ func (r *renderer) services() {
 		for i, v := range r.vips {
 			items[i] = r.vipItem(v)
 		}
-		root.rule(byDestination.match(items), "-g SALLY-VIP")
-		tree{b: r.nat, name: "SALLY-VIP", by: byDestination, miss: miss}.build(items)
+		tree{b: r.nat, name: "SALLY-VIP", by: byDestination, miss: miss}.enter(root, items)
 	}
 	if miss != "" {
 		root.rule(miss)
@@ -127,7 +126,7 @@ func (r *renderer) vipItem(v vip) item {
 func (r *renderer) vipInline(c *chain, match string, v vip) {
 	for _, proto := range protocols {
 		for _, p := range v.ports[proto] {
-			r.send(c, join(match, portMatch(proto, p.port, p.port)), p.target)
+			r.send(c, match+" "+portMatch(proto, p.port, p.port), p.target)
 		}
 	}
 }

@@ -16,6 +16,8 @@ const (
 	// leafRules is how many rules a leaf may hold. More make fewer chains, which iptables-nft loads in quadratic
 	// time, but a longer scan.
 	leafRules = 96
+	// entryRules is how many rules may lead into a tree of addresses, where they share less than entryBits.
+	entryRules, entryBits = 4, 16
 )
 
 // A key is what a tree decides on, its bits left-aligned.
@@ -88,6 +90,25 @@ type tree struct {
 	miss string // rule at the end of each chain, for what no item takes; empty returns to where the tree was entered
 }
 
+// enter builds the tree and appends the rules that lead there. Addresses that lie far apart get a rule each, so that
+// what lies between them does not enter the tree.
+func (t tree) enter(c *chain, items []item) {
+	blocks := [][]item{items}
+	for len(blocks) < entryRules {
+		wide := slices.IndexFunc(blocks, func(b []item) bool { return common(b) < entryBits && len(b) > 1 })
+		if wide < 0 {
+			break
+		}
+		b := blocks[wide]
+		one := firstOne(b, common(b))
+		blocks = slices.Replace(blocks, wide, wide+1, b[:one], b[one:])
+	}
+	for _, b := range blocks {
+		c.rule(t.by.match(b), "-g", t.name)
+	}
+	t.build(items)
+}
+
 // build writes the tree's chains.
 func (t tree) build(items []item) { t.fill(t.b.chain(t.name), items) }
 
@@ -126,7 +147,7 @@ func split(items []item) []block {
 			blocks = append(blocks, b)
 			return
 		}
-		one := sort.Search(len(b.items), func(i int) bool { return b.items[i].key.bit(b.bits) })
+		one := firstOne(b.items, b.bits)
 		for _, half := range [][]item{b.items[:one], b.items[one:]} {
 			if len(half) > 0 {
 				halve(block{b.bits + 1, half})
@@ -135,6 +156,11 @@ func split(items []item) []block {
 	}
 	halve(block{depth, items})
 	return blocks
+}
+
+// firstOne returns the first of the items, which are equal up to bit i, whose bit i is one.
+func firstOne(items []item, i int) int {
+	return sort.Search(len(items), func(k int) bool { return items[k].key.bit(i) })
 }
 
 func isLeaf(items []item) bool {

@@ -1,0 +1,415 @@
+package rules
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"sallyport/watcher/model"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+var testOptions = Options{HashSeed: 0x5eed, VIPPorts: []uint16{443, 80}}
+
+// vipsOf lists what the edge has on its link for VIPs.
+func vipsOf(s *model.Snapshot) (vips []netip.Addr) {
+	for _, svc := range s.Services {
+		vips = append(vips, svc.VIPs...)
+	}
+	return vips
+}
+
+func TestFlows(t *testing.T) {
+	web := service("web", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376", "TCP 8443 0: 10.1.0.2:443")
+	dns := service("dns", "198.51.100.10 198.51.100.200", "UDP 53 30053: 10.1.0.2:53", "TCP 53 30053: 10.1.0.3:53")
+	empty := service("empty", "198.51.100.11", "TCP 80 30002:", "UDP 80 30002:")
+	big := service("big", "198.51.100.12", "TCP 80 30003:"+destinations(20))
+	first := service("a-first", "", "TCP 80 30007: 10.1.0.2:1")
+	second := service("b-second", "", "TCP 80 30007: 10.1.0.2:2")
+	v6 := service("v6", "2001:db8::1", "TCP 80 30006: [2001:db8:1::2]:80")
+	s := snapshot(first, second, big, dns, empty, v6, web)
+
+	onlyOne := testOptions
+	onlyOne.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}
+	elsewhere := testOptions
+	elsewhere.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}
+	otherMark := testOptions
+	otherMark.Mark = 0x7f
+
+	const three = "10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376 masq"
+	twenty := strings.TrimSpace(destinations(20))
+	for _, tt := range []struct {
+		why  string
+		o    Options
+		flow string
+		want string
+	}{
+		{"NodePort", testOptions, "192.0.2.9 -> tcp 192.0.2.1:30001", three},
+		{"NodePort from the edge", testOptions, "edge -> tcp 192.0.2.1:30001", three},
+		{"NodePort, UDP", testOptions, "192.0.2.9 -> udp 192.0.2.1:30053", "10.1.0.2:53 masq"},
+		{"same NodePort, TCP", testOptions, "192.0.2.9 -> tcp 192.0.2.1:30053", "10.1.0.3:53 masq"},
+		{"NodePort of the other protocol", testOptions, "192.0.2.9 -> udp 192.0.2.1:30001", "not ours"},
+		{"port between NodePorts", testOptions, "192.0.2.9 -> tcp 192.0.2.1:30005", "not ours"},
+		{"NodePort of a Service without IPv4 endpoints", testOptions, "192.0.2.9 -> tcp 192.0.2.1:30006", "REJECT"},
+		{"NodePort at loopback", testOptions, "edge -> tcp 127.0.0.1:30001", "not ours"},
+		{"NodePort of another machine", testOptions, "192.0.2.9 -> tcp 203.0.113.1:30001", "not ours"},
+		{"NodePort at a VIP", testOptions, "192.0.2.9 -> tcp 198.51.100.10:30001", "REJECT"},
+		{"NodePort without endpoints", testOptions, "192.0.2.9 -> tcp 192.0.2.1:30002", "REJECT"},
+		{"NodePort without endpoints, UDP", testOptions, "192.0.2.9 -> udp 192.0.2.1:30002", "REJECT"},
+		{"NodePort without endpoints, from the edge", testOptions, "edge -> tcp 192.0.2.1:30002", "REJECT"},
+		{"NodePort with many endpoints", testOptions, "192.0.2.9 -> tcp 192.0.2.1:30003", sorted(twenty) + " masq"},
+		{"NodePort claimed twice: the first has it", testOptions, "192.0.2.9 -> tcp 192.0.2.1:30007", "10.1.0.2:1 masq"},
+		{"NodePort address in the network given", onlyOne, "192.0.2.9 -> tcp 192.0.2.1:30001", three},
+		{"NodePort address outside the network given", elsewhere, "192.0.2.9 -> tcp 192.0.2.1:30001", "not ours"},
+		{"NodePort, not local, in the network given", onlyOne, "192.0.2.9 -> tcp 192.0.2.77:30001", "not ours"},
+		{"VIP", testOptions, "192.0.2.9 -> tcp 198.51.100.10:80", three},
+		{"VIP from the edge", testOptions, "edge -> tcp 198.51.100.10:80", three},
+		{"VIP from a pod", testOptions, "10.1.0.2 -> tcp 198.51.100.10:80", three},
+		{"VIP, second port", testOptions, "192.0.2.9 -> tcp 198.51.100.10:8443", "10.1.0.2:443 masq"},
+		{"VIP shared by two Services", testOptions, "192.0.2.9 -> udp 198.51.100.10:53", "10.1.0.2:53 masq"},
+		{"second VIP of a Service", testOptions, "192.0.2.9 -> udp 198.51.100.200:53", "10.1.0.2:53 masq"},
+		{"VIP without endpoints", testOptions, "192.0.2.9 -> tcp 198.51.100.11:80", "REJECT"},
+		{"VIP with many endpoints", testOptions, "192.0.2.9 -> tcp 198.51.100.12:80", sorted(twenty) + " masq"},
+		{"sshd at a VIP", testOptions, "192.0.2.9 -> tcp 198.51.100.10:22", "REJECT"},
+		{"sshd at a VIP, from the edge", testOptions, "edge -> tcp 198.51.100.10:22", "REJECT"},
+		{"sshd of the edge", testOptions, "192.0.2.9 -> tcp 192.0.2.1:22", "not ours"},
+		{"ping a VIP", testOptions, "192.0.2.9 -> icmp 198.51.100.10", "ACCEPT"},
+		{"L7 at a VIP", testOptions, "192.0.2.9 -> tcp 198.51.100.10:443", "ACCEPT"},
+		{"L7 at a VIP goes on", testOptions, "ESTABLISHED 192.0.2.9 -> tcp 198.51.100.10:443", "not ours"},
+		{"late packet to a VIP", testOptions, "INVALID 192.0.2.9 -> tcp 198.51.100.10:80", "DROP"},
+		{"late packet from a pod, to the edge", testOptions, "INVALID 10.1.0.2 -> tcp 192.0.2.1:40000", "DROP"},
+		{"late packet from a pod, to a client", testOptions, "INVALID 10.1.0.2 -> tcp 192.0.2.9:40000", "DROP"},
+		{"late packet of others", testOptions, "INVALID 203.0.113.5 -> tcp 192.0.2.9:40000", "not ours"},
+		{"late packet from a node in reach pods", testOptions, "INVALID 10.0.0.11:30001 -> tcp 192.0.2.1:40000", "not ours"},
+		{"address between VIPs", testOptions, "192.0.2.9 -> tcp 198.51.100.13:80", "not ours"},
+		{"forwarded for others", testOptions, "192.0.2.9 -> tcp 203.0.113.1:80", "not ours"},
+		{"other mark, VIP", otherMark, "192.0.2.9 -> tcp 198.51.100.12:80", sorted(twenty) + " masq"},
+		{"other mark, refused", otherMark, "192.0.2.9 -> tcp 192.0.2.1:30002", "REJECT"},
+	} {
+		t.Run(tt.why, func(t *testing.T) {
+			tr := newTracer(t, Render(s, tt.o), vipsOf(s)...)
+			if got, _ := tr.trace(tt.flow); got != tt.want {
+				t.Errorf("%s\ngot  %s\nwant %s", tt.flow, got, tt.want)
+			}
+		})
+	}
+}
+
+// sorted orders words as trace does.
+func sorted(s string) string {
+	f := strings.Fields(s)
+	slices.Sort(f)
+	return strings.Join(f, " ")
+}
+
+func TestReachNodes(t *testing.T) {
+	s := snapshot(service("web", "", "TCP 80 30001: 10.0.0.11:30001 10.0.0.12:30001"))
+	for i := range s.Services[0].Ports[0].Destinations {
+		s.Services[0].Ports[0].Destinations[i].Reach = model.ReachNodes
+	}
+	tr := newTracer(t, Render(s, testOptions))
+	for flow, want := range map[string]string{
+		"192.0.2.9 -> tcp 192.0.2.1:30001":                "10.0.0.11:30001 10.0.0.12:30001 masq",
+		"INVALID 10.0.0.11:30001 -> tcp 192.0.2.1:40000":  "DROP",
+		"INVALID 10.0.0.11:6443 -> tcp 192.0.2.1:40000":   "not ours",
+		"INVALID 10.0.0.200:30001 -> tcp 192.0.2.1:40000": "not ours",
+	} {
+		if got, _ := tr.trace(flow); got != want {
+			t.Errorf("%s\ngot  %s\nwant %s", flow, got, want)
+		}
+	}
+}
+
+// goldens are the snapshots of testdata/*.rules.
+var goldens = map[string]func() *model.Snapshot{
+	"empty": func() *model.Snapshot { return new(model.Snapshot) },
+	"nodeports": func() *model.Snapshot {
+		return snapshot(service("web", "", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376"))
+	},
+	"vips": func() *model.Snapshot {
+		return snapshot(
+			service("dns", "198.51.100.10 203.0.113.10", "UDP 53 0: 10.1.0.2:53", "TCP 53 30053:"),
+			service("web", "198.51.100.11", "TCP 80 0: 10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376", "TCP 443 0:"+destinations(9)))
+	},
+	"tree": largeSnapshot,
+	"nodes": func() *model.Snapshot {
+		s := snapshot()
+		s.Nodes = append(s.Nodes, node("node-2", "10.0.0.12", "10.1.1.0/24"), node("node-3", "10.1.1.13", "10.1.2.0/24"))
+		s.Services = append(s.Services, service("web", "", "TCP 80 30001: 10.0.0.11:30001 10.0.0.12:30001"))
+		for i := range s.Services[0].Ports[0].Destinations {
+			s.Services[0].Ports[0].Destinations[i].Reach = model.ReachNodes
+		}
+		return s
+	},
+}
+
+func TestGolden(t *testing.T) {
+	for name, s := range goldens {
+		t.Run(name, func(t *testing.T) {
+			rs := Render(s(), testOptions)
+			newTracer(t, rs) // its linter
+			var got bytes.Buffer
+			if _, err := rs.WriteTo(&got); err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join("testdata", name+".rules")
+			if *update {
+				if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got.Bytes(), want) {
+				t.Errorf("rules differ from %s (go test ./rules -update accepts them):\n%s", file, got.String())
+			}
+		})
+	}
+}
+
+// TestGoldenIsParsed feeds the golden files to both real parsers.
+func TestGoldenIsParsed(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.rules")
+	if err != nil || len(files) != len(goldens) {
+		t.Fatalf("%d golden files for %d snapshots, %v", len(files), len(goldens), err)
+	}
+	bothBackends(t, func(t *testing.T, b Backend) {
+		t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
+		ns := newNamespace(t)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in(t, ns, func() {
+				cmd := exec.Command("iptables-"+string(b)+"-restore", "--noflush", "--test")
+				cmd.Stdin = bytes.NewReader(text)
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Errorf("%s: %v: %s", file, err, out)
+				}
+			})
+		}
+	})
+}
+
+func TestRenderIsDeterministic(t *testing.T) {
+	s := largeSnapshot()
+	var first bytes.Buffer
+	Render(s, testOptions).WriteTo(&first)
+	for range 5 {
+		var again bytes.Buffer
+		Render(s, testOptions).WriteTo(&again)
+		if !bytes.Equal(first.Bytes(), again.Bytes()) {
+			t.Fatal("equal snapshots render different bytes")
+		}
+	}
+}
+
+// TestCost holds the rules that a packet passes to a bound that does not depend on how many services there are.
+func TestCost(t *testing.T) {
+	for _, n := range []int{1, 1000, 30000} {
+		s := manyServices(n, 3)
+		tr := newTracer(t, Render(s, testOptions), vipsOf(s)...)
+		if length, chain := tr.longest(); length > leafRules+1 {
+			t.Errorf("%d services: chain %s has %d rules, want at most %d", n, chain, length, leafRules+1)
+		}
+		for i := 0; i < n; i += max(1, n/500) {
+			flow := fmt.Sprintf("192.0.2.9 -> tcp 198.18.%d.%d:80", i/256, i%256)
+			fate, cost := tr.trace(flow)
+			if fate != "10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376 masq" || cost > 150 {
+				t.Fatalf("%d services: %s: %s after %d rules, want at most 150", n, flow, fate, cost)
+			}
+		}
+		for _, flow := range []string{
+			"192.0.2.9 -> tcp 203.0.113.1:443", "192.0.2.9 -> tcp 192.0.2.1:22",
+			"edge -> tcp 10.1.0.2:9376", "ESTABLISHED 192.0.2.9 -> tcp 203.0.113.1:443",
+		} {
+			if fate, cost := tr.trace(flow); fate != "not ours" || cost > 12 {
+				t.Errorf("%d services: %s: %s after %d rules, want at most 12", n, flow, fate, cost)
+			}
+		}
+	}
+}
+
+func TestEndpointTreeCost(t *testing.T) {
+	s := snapshot(service("big", "198.51.100.10", "TCP 80 30001:"+destinations(5000)))
+	tr := newTracer(t, Render(s, testOptions), vipsOf(s)...)
+	fate, cost := tr.trace("192.0.2.9 -> tcp 198.51.100.10:80")
+	if want := sorted(destinations(5000)) + " masq"; fate != want {
+		t.Errorf("not every endpoint can be chosen: %d of 5000", len(strings.Fields(fate))-1)
+	}
+	if cost > 150 {
+		t.Errorf("%d rules to the last of 5000 endpoints, want at most 150", cost)
+	}
+}
+
+// plainList renders the nat and filter tables as lists, one rule after the other, as one would write them by hand: what
+// the trees are held against.
+func plainList(s *model.Snapshot, o Options) string {
+	o = o.withDefaults()
+	nat, vips, nodePorts := "", "", ""
+	for _, svc := range s.Services {
+		for _, sp := range svc.Ports {
+			proto := strings.ToLower(string(sp.Protocol))
+			for _, v := range svc.VIPs {
+				nat += listed(o, fmt.Sprintf("-d %s/32 -p %s -m %s --dport %d", v, proto, proto, sp.Port), sp)
+			}
+			if sp.NodePort != 0 {
+				nodePorts += listed(o, fmt.Sprintf("! -d 127.0.0.0/8 -p %s -m %s --dport %d -m addrtype --dst-type LOCAL", proto, proto, sp.NodePort), sp)
+			}
+		}
+	}
+	filter := ""
+	for _, v := range vipsOf(s) {
+		vips += fmt.Sprintf("-A SALLY-SERVICES -d %s/32 -j RETURN\n", v)
+		filter += fmt.Sprintf("-A SALLY-INPUT -d %s/32 -p icmp -j ACCEPT\n", v)
+		for _, port := range o.VIPPorts {
+			filter += fmt.Sprintf("-A SALLY-INPUT -d %s/32 -p tcp -m tcp --dport %d -j ACCEPT\n", v, port)
+		}
+		filter += fmt.Sprintf("-A SALLY-INPUT -d %s/32 -j REJECT\n", v)
+	}
+	return `*filter
+:SALLY-FORWARD - [0:0]
+:SALLY-INPUT - [0:0]
+-A SALLY-FORWARD -m mark --mark 0x53100000/0xfff00000 -j ACCEPT
+-A SALLY-INPUT -m mark --mark 0x53200000/0xfff00000 -j REJECT
+` + filter + `COMMIT
+*nat
+:SALLY-SERVICES - [0:0]
+:SALLY-POSTROUTING - [0:0]
+` + nat + vips + nodePorts + `-A SALLY-POSTROUTING -m mark ! --mark 0x53100000/0xfff00000 -j RETURN
+-A SALLY-POSTROUTING -j CONNMARK --set-xmark 0x53000000/0xff000000
+-A SALLY-POSTROUTING -j MARK --set-xmark 0x0/0xffffffff
+-A SALLY-POSTROUTING -j MASQUERADE --random-fully
+COMMIT
+`
+}
+
+func listed(o Options, match string, sp model.ServicePort) (text string) {
+	add := func(target string) { text += "-A SALLY-SERVICES " + match + " " + target + "\n" }
+	if len(sp.Destinations) == 0 {
+		add("-j MARK --set-xmark 0x53200000/0xffffffff")
+		add("-j RETURN")
+		return text
+	}
+	add(fmt.Sprintf("-j HMARK --hmark-tuple src,sport --hmark-mod %d --hmark-offset 0x53100000 --hmark-rnd 0", len(sp.Destinations)))
+	for i, d := range sp.Destinations {
+		add(fmt.Sprintf("-m mark --mark %#x -j DNAT --to-destination %s", 0x53100000+i, d.Addr))
+	}
+	return text
+}
+
+// TestTreeAgreesWithList compares trees and lists over random services and packets.
+func TestTreeAgreesWithList(t *testing.T) {
+	for seed := range uint64(80) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		s := randomSnapshot(r)
+		tree := newTracer(t, Render(s, testOptions), vipsOf(s)...)
+		list, err := readRules(plainList(s, testOptions), append(vipsOf(s), netip.MustParseAddr(edgeIP))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			flow := randomFlow(r, s)
+			got, _ := tree.trace(flow)
+			want, _ := list.trace(flow)
+			if got != want {
+				t.Fatalf("seed %d: %s\ntree %s\nlist %s", seed, flow, got, want)
+			}
+		}
+	}
+}
+
+func randomSnapshot(r *rand.Rand) *model.Snapshot {
+	s := snapshot()
+	nets := []string{"198.51.100", "203.0.113", "10.200.7", "10.200.8"}[:1+r.IntN(4)]
+	for i := range 1 + r.IntN(60) {
+		var vips, ports []string
+		for range r.IntN(3) {
+			vips = append(vips, fmt.Sprintf("%s.%d", nets[r.IntN(len(nets))], r.IntN(256)))
+		}
+		for range 1 + r.IntN(1+r.IntN(20)) {
+			ports = append(ports, fmt.Sprintf("%s %d %d:%s", []string{"TCP", "UDP"}[r.IntN(2)], 1+r.IntN(200),
+				[]int{0, 30000 + r.IntN(2768)}[r.IntN(2)], destinations(r.IntN(2+r.IntN(24)))))
+		}
+		s.Services = append(s.Services, service(fmt.Sprintf("s%d", i), strings.Join(vips, " "), ports...))
+	}
+	return s
+}
+
+// randomFlow prefers addresses and ports that the snapshot has, and their neighbours.
+func randomFlow(r *rand.Rand, s *model.Snapshot) string {
+	svc := s.Services[r.IntN(len(s.Services))]
+	sp := svc.Ports[r.IntN(len(svc.Ports))]
+	dst := netip.MustParseAddr(edgeIP)
+	if len(svc.VIPs) > 0 && r.IntN(2) == 0 {
+		dst = svc.VIPs[r.IntN(len(svc.VIPs))]
+	}
+	port := []uint16{sp.Port, sp.NodePort, 22, 443, uint16(r.IntN(65536))}[r.IntN(5)]
+	if r.IntN(6) == 0 {
+		dst = dst.Next()
+	}
+	if r.IntN(6) == 0 {
+		port++
+	}
+	from := []string{"192.0.2.9", "edge", "10.1.0.2"}[r.IntN(3)]
+	return fmt.Sprintf("%s -> %s %s:%d", from, []string{"tcp", "udp"}[r.IntN(2)], dst, port)
+}
+
+// TestChangeIsSmall counts what one changed endpoint writes anew.
+func TestChangeIsSmall(t *testing.T) {
+	s := manyServices(10000, 5)
+	before := Render(s, testOptions)
+	s.Services[777].Ports[0].Destinations = s.Services[777].Ports[0].Destinations[1:]
+	after := Render(s, testOptions)
+	for i, table := range after.Tables {
+		write, gone := table.since(before.Tables[i])
+		want := map[string]int{"filter": 0, "nat": 2}[table.Name] // the leaf of the VIP, and that of the NodePort
+		if len(write) != want || len(gone) != 0 {
+			t.Errorf("table %s: %d chains written and %d removed, want %d and 0", table.Name, len(write), len(gone), want)
+		}
+	}
+}
+
+// FuzzNames holds that no name from the cluster gets out of its rule.
+func FuzzNames(f *testing.F) {
+	f.Add("default", "web", "http")
+	f.Add("a\nCOMMIT\n*filter\n-F", "b", "")
+	f.Add("a", "b -j ACCEPT", "c\"")
+	f.Add("--comment", "-j", "\x00")
+	f.Add(strings.Repeat("a", 300), "b", "c")
+	f.Fuzz(func(t *testing.T, namespace, name, port string) {
+		s := snapshot(service("x", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376"))
+		s.Services[0].Ref.Namespace, s.Services[0].Ref.Name, s.Services[0].Ports[0].Name = namespace, name, port
+		plain := snapshot(service("x", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376"))
+		got, want := Render(s, testOptions), Render(plain, testOptions)
+		for i := range want.Tables {
+			if g, w := withoutComments(got.Tables[i]), withoutComments(want.Tables[i]); g != w {
+				t.Errorf("got  %s\nwant %s", g, w)
+			}
+		}
+	})
+}
+
+func withoutComments(t Table) string {
+	var b strings.Builder
+	for line := range strings.Lines(string(t.change(t.Chains, nil, nil))) {
+		before, rest, found := strings.Cut(line, "-m comment --comment ")
+		if _, after, ok := strings.Cut(rest, " "); found && ok {
+			line = before + after
+		}
+		b.WriteString(line)
+	}
+	return b.String()
+}
