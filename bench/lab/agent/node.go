@@ -81,6 +81,9 @@ func (k *nodeKeeper) run(ctx context.Context) {
 // beat repairs the Node if need be, and renews its Lease, also if the other fails.
 func (k *nodeKeeper) beat(ctx context.Context) error {
 	_, err := k.sync(ctx)
+	if err != nil {
+		err = fmt.Errorf("update node: %w", err)
+	}
 	return errors.Join(err, k.renewLease(ctx))
 }
 
@@ -168,7 +171,7 @@ func (k *nodeKeeper) renewLease(ctx context.Context) error {
 	lease, err := k.writeLease(ctx)
 	if err != nil {
 		k.lease = nil // the client returns an empty one
-		return err
+		return fmt.Errorf("renew lease: %w", err)
 	}
 	k.lease = lease
 	return nil

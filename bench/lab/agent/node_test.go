@@ -89,7 +89,7 @@ func TestLeaseAfterFailure(t *testing.T) {
 	for i, want := range []bool{true, true, false, true, true} { // made, renewed, failed, found, renewed
 		fail = !want
 		if err := k.renewLease(t.Context()); (err == nil) != want {
-			t.Fatalf("renewal %d: %v", i, err)
+			t.Fatalf("renewal %d: %v", i+1, err)
 		}
 	}
 	lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(t.Context(), "node-1", metav1.GetOptions{})
