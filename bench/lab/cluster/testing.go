@@ -76,7 +76,7 @@ func (c *Cluster) Apply(t testing.TB, namespace, manifests string) {
 // not exist are no error.
 func (c *Cluster) Delete(t testing.TB, namespace, manifests string) {
 	t.Helper()
-	if err := c.delete(t.Context(), namespace, manifests); err != nil {
+	if err := c.delete(context.WithoutCancel(t.Context()), namespace, manifests); err != nil { // also in a Cleanup
 		t.Fatalf("delete: %v", err)
 	}
 }

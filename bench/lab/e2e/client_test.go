@@ -20,9 +20,10 @@ type answer struct {
 	err  error
 }
 
-// get requests url from the host, over a connection of its own, naming hostHeader if there is one.
+// get requests url from the host, over a connection of its own, naming hostHeader if there is one. It gives up after a
+// second: a connection whose first packet came before the address stays lost, the next one does not.
 func get(from *cluster.Host, url, hostHeader string) answer {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
