@@ -77,14 +77,15 @@ func printDemo(w io.Writer, e *edge, address netip.Addr) {
 		address = netip.MustParseAddr("127.0.0.1")
 	}
 	http := netip.AddrPortFrom(address, e.config.L7.HTTPPort)
-	fmt.Fprintf(w, `Sallyport %s serves a demo: Service "hostnames" of three pods, and Ingress "demo". Try, in another terminal:
-
-  curl http://%s/                                        # NodePort: another pod each time
-  curl -H 'Host: demo.example.com' http://%s/            # Ingress: host and path
-  curl -i -H 'Host: demo.example.com' http://%s/empty    # 503: a Service without endpoints
-  curl -i http://%s/                                     # 404: a host that no Ingress names
-  curl http://%s/metrics | grep sallyport_
-
-Ctrl-C ends it. Next: sallyport run --kubeconfig FILE serves a real cluster.
-`, version(), netip.AddrPortFrom(address, 30001), http, http, http, e.admin.Addr())
+	fmt.Fprintf(w, "Sallyport %s serves a demo: Service \"hostnames\" of three pods, and Ingress \"demo\". Try, in another terminal:\n\n", version())
+	for _, line := range []struct{ command, shows string }{
+		{fmt.Sprintf("curl http://%s/", netip.AddrPortFrom(address, 30001)), "NodePort: another pod each time"},
+		{fmt.Sprintf("curl -H 'Host: demo.example.com' http://%s/", http), "Ingress: host and path"},
+		{fmt.Sprintf("curl -i -H 'Host: demo.example.com' http://%s/empty", http), "503: a Service without endpoints"},
+		{fmt.Sprintf("curl -i http://%s/", http), "404: a host that no Ingress names"},
+		{fmt.Sprintf("curl -s http://%s/metrics | grep sallyport_", e.admin.Addr()), "metrics"},
+	} {
+		fmt.Fprintf(w, "  %-68s # %s\n", line.command, line.shows)
+	}
+	fmt.Fprintln(w, "\nCtrl-C ends it. Next: sallyport run --kubeconfig FILE serves a real cluster.")
 }
