@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/valyala/fasthttp"
 
@@ -19,6 +20,8 @@ const (
 	// again, it costs no goroutine, and a client cannot keep an endpoint waiting with it. It is what fasthttp reads
 	// ahead at most.
 	smallBody = 8 << 10
+	// lastWrite is how long a connection may take to accept the last piece of a request that is answered already.
+	lastWrite = 100 * time.Millisecond
 )
 
 // An exchange is one request on its way to an endpoint, and the response on its way back.
@@ -42,6 +45,7 @@ type exchange struct {
 
 	upload     sync.WaitGroup // the goroutine that sends a body which is not small
 	uploading  bool           // it was started
+	bodyRead   atomic.Bool    // it has read the whole body
 	uploaded   atomic.Bool    // it has sent the whole body
 	uploadFrom error          // why it could not read the body; valid when upload is done
 }
@@ -52,6 +56,7 @@ func (g *Gateway) newExchange(ctx *fasthttp.RequestCtx) *exchange {
 	x := exchanges.Get().(*exchange)
 	x.g, x.ctx, x.c = g, ctx, ctx.Conn().(*conn)
 	x.tried, x.keep, x.counted, x.uploading, x.uploadFrom = x.tried[:0], false, false, false, nil
+	x.bodyRead.Store(false)
 	x.uploaded.Store(false)
 	return x
 }
@@ -74,7 +79,7 @@ func (x *exchange) requestRead() bool {
 			return true // fasthttp has read it
 		}
 	}
-	return x.uploaded.Load()
+	return x.bodyRead.Load()
 }
 
 // proxy sends the request to an endpoint and reads the header of its response into ctx.Response. On success x holds
@@ -229,6 +234,9 @@ func (x *exchange) copyBody() (readErr, writeErr error) {
 	w := bodyWriter{w: x.up, chunked: x.req.framing == framingChunked}
 	for {
 		n, err := x.in.Read(w.room(buf[:]))
+		if x.in.ended {
+			x.bodyRead.Store(true) // before the endpoint can know: its answer may be quick
+		}
 		if n > 0 {
 			if writeErr = w.write(buf[:], n); writeErr != nil {
 				return nil, writeErr
@@ -248,11 +256,17 @@ func (x *exchange) stopUpload() {
 	if !x.uploading {
 		return
 	}
-	if !x.uploaded.Load() {
-		x.keep = false
+	switch {
+	case x.uploaded.Load():
+	case x.bodyRead.Load(): // the last write is about to return, unless the endpoint does not read
+		x.up.tcp.SetWriteDeadline(time.Now().Add(lastWrite))
+		x.upload.Wait()
+		x.up.tcp.SetWriteDeadline(time.Time{})
+	default:
 		x.c.linger = true
 		x.up.tcp.Close()
 		x.c.Conn.SetReadDeadline(past)
 	}
 	x.upload.Wait()
+	x.keep = x.keep && x.uploaded.Load()
 }

@@ -252,3 +252,11 @@ func (e *edge) metric(t testing.TB, name string, labels ...string) float64 {
 	}
 	return sum
 }
+
+// readFull fills p.
+func (c *client) readFull(p []byte) {
+	c.t.Helper()
+	if n, err := io.ReadFull(c.br, p); err != nil {
+		c.t.Fatalf("read %q: %v", p[:n], err)
+	}
+}

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"math"
 	"runtime/debug"
 
@@ -10,19 +9,19 @@ import (
 	"sallyport/gateway/balance"
 )
 
-var continueExpectation = []byte("100-continue")
+const continueExpectation = "100-continue"
 
 // headerReceived has a say in how fasthttp treats the body. Small bodies are read ahead; of large ones one byte is,
 // as less cannot be asked for. A chunked body is declared endless, so that fasthttp hands out the bytes as they come
-// and bodyReader decides where it ends: fasthttp takes the end of a connection for the end of such a body.
+// and bodyReader decides where it ends: fasthttp takes the end of a connection for the end of such a body. Any Expect
+// field, whatever it says, leads to the ExpectHandler before the body is read.
 func headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
-	if expect := h.Peek(fasthttp.HeaderExpect); len(expect) > 0 {
-		switch {
-		case !h.IsHTTP11(): // RFC 9110 10.1.1: ignored
-			h.Del(fasthttp.HeaderExpect)
-		case bytes.EqualFold(expect, continueExpectation):
-			h.SetBytesKV([]byte(fasthttp.HeaderExpect), continueExpectation) // fasthttp knows this spelling only
-		}
+	switch {
+	case len(h.Peek(fasthttp.HeaderExpect)) == 0:
+	case h.IsHTTP11():
+		h.Set(fasthttp.HeaderExpect, continueExpectation)
+	default: // RFC 9110 10.1.1: ignored
+		h.Del(fasthttp.HeaderExpect)
 	}
 	switch length := h.ContentLength(); {
 	case length < 0:
@@ -94,12 +93,8 @@ func (x *exchange) serve() *answer {
 
 // route reads the request and finds the picker of its route.
 func (x *exchange) route() (*state, balance.Picker, *answer) {
-	h := &x.ctx.Request.Header
-	if problem := x.req.read(h); problem != nil {
+	if problem := x.req.read(&x.ctx.Request.Header); problem != nil {
 		return nil, nil, problem
-	}
-	if expect := h.Peek(fasthttp.HeaderExpect); len(expect) > 0 && !bytes.Equal(expect, continueExpectation) {
-		return nil, nil, answerExpect
 	}
 	st := x.g.state.Load()
 	path := x.req.path

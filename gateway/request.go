@@ -109,6 +109,10 @@ func (r *request) note(kind fieldKind, value []byte) *answer {
 			return answerFraming
 		}
 		r.framing = framingChunked
+	case fieldExpect:
+		if !r.version1 && !bytes.EqualFold(value, []byte(continueExpectation)) {
+			return answerExpect
+		}
 	case fieldTE:
 		for token, rest := nextToken(value); len(token) > 0 || len(rest) > 0; token, rest = nextToken(rest) {
 			r.trailers = r.trailers || bytes.EqualFold(token, []byte("trailers"))

@@ -30,14 +30,11 @@ func (x *exchange) readHead() error {
 		if err := h.Read(x.up.br); err != nil {
 			return err
 		}
-		if len(h.Peek(fasthttp.HeaderDate)) == 0 {
-			if err := addDate(h); err != nil {
-				return err
-			}
-		}
 		switch code := h.StatusCode(); {
 		case code == fasthttp.StatusSwitchingProtocols, code < 100:
 			return errInterim
+		case code >= 200 && len(h.Peek(fasthttp.HeaderDate)) == 0:
+			return addDate(h)
 		case code >= 200:
 			return nil
 		}

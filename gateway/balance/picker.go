@@ -26,17 +26,26 @@ func NewRoundRobin(endpoints []*Endpoint) *RoundRobin {
 	return r
 }
 
-// Pick returns the next endpoint in turn that was not tried.
+// Pick returns the next endpoint in turn that was not tried. Only a first try takes a turn: otherwise every other
+// request to two endpoints, of which one is dead, would not begin with the live one.
 func (r *RoundRobin) Pick(tried []*Endpoint) *Endpoint {
 	n := uint32(len(r.endpoints))
 	if n == 0 {
 		return nil
 	}
-	first := r.next.Add(1) % n
+	first := turn(&r.next, tried) % n
 	for i := range n {
 		if e := r.endpoints[(first+i)%n]; !slices.Contains(tried, e) {
 			return e
 		}
 	}
 	return nil
+}
+
+// turn takes the next turn, or looks at it if this is not the first try.
+func turn(next *atomic.Uint32, tried []*Endpoint) uint32 {
+	if len(tried) == 0 {
+		return next.Add(1)
+	}
+	return next.Load() + 1
 }

@@ -34,7 +34,7 @@ func (s *Split) Pick(tried []*Endpoint) *Endpoint {
 	if n == 0 {
 		return nil
 	}
-	first := s.next.Add(1) % n
+	first := turn(&s.next, tried) % n
 	for i := range n {
 		if e := s.schedule[(first+i)%n].Pick(tried); e != nil {
 			return e
