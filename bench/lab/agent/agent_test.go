@@ -49,7 +49,7 @@ func podInitOnAnotherThread() {
 }
 
 func serveHostname(addr string) error {
-	return http.ListenAndServe(addr, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.ListenAndServe(addr, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		name, _ := os.Hostname()
 		fmt.Fprint(w, name)
 	}))
@@ -241,15 +241,15 @@ func (b *bed) delete(name string, grace int64) {
 	})
 }
 
-func (b *bed) logFile(name, container string) string {
-	return filepath.Join(b.config.Dir, podsDir, "default_"+name+"_"+name+"-uid", container+".log")
+func (b *bed) logFile(name string) string {
+	return filepath.Join(b.config.Dir, podsDir, "default_"+name+"_"+name+"-uid", "main.log")
 }
 
-// logged waits until the container's log contains text.
-func (b *bed) logged(name, container, text string) {
+// logged waits until the log of the pod's container main contains text.
+func (b *bed) logged(name, text string) {
 	b.Helper()
 	b.eventually(func() error {
-		log, err := os.ReadFile(b.logFile(name, container))
+		log, err := os.ReadFile(b.logFile(name))
 		if err == nil && !strings.Contains(string(log), text) {
 			err = fmt.Errorf("log %q lacks %q", log, text)
 		}

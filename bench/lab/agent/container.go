@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"syscall"
@@ -120,7 +121,7 @@ func (c *container) prepare() (processSpec, error) {
 // refuse tells why the container cannot be started.
 func (c *container) refuse(err error) {
 	reason := "CreateContainerError"
-	if start, ok := err.(*startError); ok {
+	if start, ok := errors.AsType[*startError](err); ok {
 		reason = start.reason
 	}
 	c.set(func(s *corev1.ContainerStatus) {

@@ -63,7 +63,7 @@ func TestPodServes(t *testing.T) {
 	if err := b.dial("", one.PodIP+":8080"); err == nil {
 		t.Error("a deleted pod answers")
 	}
-	if _, err := os.Stat(b.logFile("one", "main")); err == nil {
+	if _, err := os.Stat(b.logFile("one")); err == nil {
 		t.Error("logs of a deleted pod are still there")
 	}
 	b.stop()
@@ -102,7 +102,7 @@ func TestContainerSurroundings(t *testing.T) {
 	}}}
 	b.create(pod)
 	b.status("seer", ready)
-	b.logged("seer", "main", "host=seer pid=1 procs=4 dir=/usr node=node-1\n") // sh, its subshell, ls and wc
+	b.logged("seer", "host=seer pid=1 procs=4 dir=/usr node=node-1\n") // sh, its subshell, ls and wc
 }
 
 func TestHostNetwork(t *testing.T) {
@@ -113,7 +113,7 @@ func TestHostNetwork(t *testing.T) {
 	if s := b.status("agent", ready); s.PodIP != "127.0.0.1" {
 		t.Errorf("pod IP %s, want the node's", s.PodIP)
 	}
-	b.logged("agent", "main", "node-1\n1\n")
+	b.logged("agent", "node-1\n1\n")
 	b.delete("agent", 0)
 }
 
@@ -140,7 +140,7 @@ func TestGracefulTermination(t *testing.T) {
 		Exec: &corev1.ExecAction{Command: []string{"/bin/sh", "-c", "echo stop >>" + mark}},
 	}}
 	b.create(pod)
-	b.logged("web", "main", "up")
+	b.logged("web", "up")
 	b.delete("web", 30)
 	if order, err := os.ReadFile(mark); string(order) != "stop\nterm\n" {
 		t.Errorf("order %q, %v", order, err)
@@ -166,7 +166,7 @@ func TestKilledAfterGrace(t *testing.T) {
 	b := startBed(t)
 	b.create(testPod("deaf", `trap "" TERM; setsid sleep 1000 & echo up; while :; do sleep 0.1; done`))
 	s := b.status("deaf", ready)
-	b.logged("deaf", "main", "up")
+	b.logged("deaf", "up")
 	b.delete("deaf", 1)
 	if err := b.dial("", s.PodIP+":80"); err == nil {
 		t.Error("something answers at the address of a killed pod")
@@ -196,7 +196,7 @@ func TestRunToCompletion(t *testing.T) {
 		if got := s.ContainerStatuses[0].RestartCount; got != restarts {
 			t.Errorf("%s: restarted %d times, want %d", name, got, restarts)
 		}
-		if _, err := os.Stat(b.logFile(name, "main")); err != nil {
+		if _, err := os.Stat(b.logFile(name)); err != nil {
 			t.Errorf("%s: logs of an ended pod: %v", name, err)
 		}
 		b.delete(name, 30)
@@ -275,7 +275,7 @@ func TestRemoveOrphans(t *testing.T) {
 		t.Fatal(err)
 	}
 	ns.Close()
-	logs := b.logFile("lost", "main")
+	logs := b.logFile("lost")
 	if err := os.MkdirAll(filepath.Dir(logs), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +291,7 @@ func TestRemoveOrphans(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.logged("lost", "main", "inside")
+	b.logged("lost", "inside")
 	if err := removeOrphans(b.config.Dir, b.config.PodNetNSPrefix); err != nil {
 		t.Error(err)
 	}

@@ -77,7 +77,7 @@ func (w *podWorker) retry(ctx context.Context, what string, call func(context.Co
 		if ctx.Err() != nil || apierrors.IsNotFound(err) {
 			return false
 		}
-		w.log.Error(what, "retry", delay, "err", err)
+		w.log.Error("request failed", "request", what, "retry", delay, "err", err)
 		if !sleep(ctx, delay) {
 			return false
 		}

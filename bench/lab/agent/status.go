@@ -24,7 +24,7 @@ type observed struct {
 // owns. Conditions of others stay, and a condition's transition time moves only with its status.
 func podStatus(pod *corev1.Pod, o observed, now metav1.Time) corev1.PodStatus {
 	s := *pod.Status.DeepCopy()
-	s.Phase = podPhase(pod, o)
+	s.Phase = podPhase(o)
 	s.HostIP = o.hostIP.String()
 	s.HostIPs = []corev1.HostIP{{IP: s.HostIP}}
 	if s.StartTime == nil {
@@ -47,7 +47,7 @@ func podStatus(pod *corev1.Pod, o observed, now metav1.Time) corev1.PodStatus {
 
 // podPhase follows the API reference of PodPhase: a pod is Running from its first container's start, and ends only
 // when all have ended for good.
-func podPhase(pod *corev1.Pod, o observed) corev1.PodPhase {
+func podPhase(o observed) corev1.PodPhase {
 	if o.finished {
 		return finalPhase(o)
 	}
