@@ -14,6 +14,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"sallyport/watcher/objects"
+
 	_ "k8s.io/client-go/plugin/pkg/client/auth/oidc" // the one auth provider left; exec plugins are built in
 )
 
@@ -118,21 +120,10 @@ func tryKubeconfig(file string) error {
 		return fmt.Errorf("kubeconfig %s: %w", file, errors.Unwrap(err))
 	}
 	if _, err := clientcmd.Load(data); err != nil {
-		line, why := yamlError(err)
-		return fmt.Errorf("kubeconfig %s%s: not a kubeconfig: %s", file, line, why)
+		line, why := objects.YAMLError(err)
+		return fmt.Errorf("kubeconfig %v: not a kubeconfig: %s", objects.Position{File: file, Line: line}, why)
 	}
 	return nil
-}
-
-// yamlError takes the line out of a YAML error: ":3" and the rest.
-func yamlError(err error) (line, why string) {
-	why = err.Error()
-	if _, after, ok := strings.Cut(why, "yaml: line "); ok {
-		if n, rest, ok := strings.Cut(after, ": "); ok {
-			return ":" + n, rest
-		}
-	}
-	return "", why
 }
 
 // checkContext finds what is wrong with the context before clientcmd, which has defaults for what is missing: it would

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -154,7 +153,8 @@ func Parse(file string, data []byte) Manifest {
 		at := Position{file, d.line}
 		text, err := yaml.YAMLToJSONStrict(d.text)
 		if err != nil {
-			m.fail(Position{file, d.line + min(yamlLine(err), d.lines()-1)}, fmt.Errorf("not YAML: %s", yamlMessage(err)))
+			line, why := YAMLError(err)
+			m.fail(Position{file, d.line + min(max(line, 1), d.lines()) - 1}, fmt.Errorf("not YAML: %s", why))
 			continue
 		}
 		m.document(at, d, text)
@@ -232,7 +232,9 @@ type document struct {
 }
 
 // lines counts the document's lines.
-func (d document) lines() int { return 1 + bytes.Count(bytes.TrimSuffix(d.text, []byte("\n")), []byte("\n")) }
+func (d document) lines() int {
+	return 1 + bytes.Count(bytes.TrimSuffix(d.text, []byte("\n")), []byte("\n"))
+}
 
 // split cuts data at the lines that start with "---". A document without content is left out.
 func split(data []byte) []document {
@@ -280,24 +282,4 @@ func itemLines(d document) []int {
 		lines = append(lines, d.line+item.Line-1)
 	}
 	return lines
-}
-
-var yamlErrorLine = regexp.MustCompile(`line (\d+): `)
-
-// yamlLine returns by how many lines a YAML error lies behind the document's first, or 0.
-func yamlLine(err error) int {
-	if m := yamlErrorLine.FindStringSubmatch(err.Error()); m != nil {
-		n, _ := strconv.Atoi(m[1])
-		return max(0, n-1)
-	}
-	return 0
-}
-
-// yamlMessage is the YAML error without the wrapping and without its line, which counts from the document's start.
-func yamlMessage(err error) string {
-	s := yamlErrorLine.ReplaceAllString(err.Error(), "")
-	for _, wrapping := range []string{"error converting YAML to JSON: ", "yaml: ", "unmarshal errors:\n"} {
-		s = strings.ReplaceAll(s, wrapping, "")
-	}
-	return strings.TrimSpace(s)
 }

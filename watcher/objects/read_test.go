@@ -63,7 +63,7 @@ func TestParse(t *testing.T) {
 		{"a wrong type spoils its object only", "apiVersion: v1\nkind: Service\nmetadata: {name: bad}\nspec: {ports: [{port: eighty}]}\n---\n" + web,
 			"Service shop/web\nerror f.yaml:1: Service bad: json: cannot unmarshal string into Go struct field ServicePort.spec.ports.port of type int32\n"},
 		{"broken YAML spoils its document only, and names the line", web + "---\na: 1\nb: [1\nc: 2\n---\napiVersion: v1\nkind: Node\nmetadata: {name: n1}\n",
-			"Node n1\nService shop/web\nerror f.yaml:7: not YAML: did not find expected ',' or ']'\n"},
+			"Node n1\nService shop/web\nerror f.yaml:8: not YAML: did not find expected ',' or ']'\n"},
 		{"a key twice", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\nkind: Pod\n", "error f.yaml:4: not YAML: key \"kind\" already set in map\n"},
 		{"no kind", "apiVersion: v1\n", "error f.yaml:1: not a Kubernetes object: apiVersion or kind is missing\n"},
 		{"not an object", "- a\n- b\n", "error f.yaml:1: not a Kubernetes object: apiVersion, kind and metadata are expected at the top\n"},
