@@ -70,7 +70,7 @@ func (f flavour) restore(ctx context.Context, change []byte) error {
 
 var (
 	failedLine = regexp.MustCompile(`line:? (\d+)`)
-	seedOption = regexp.MustCompile(`--hmark-rnd \S+`)
+	seedOption = regexp.MustCompile(`--hmark-rnd \w+`)
 )
 
 // explain gives what iptables-restore complained about, with the lines around the one that it names. Legacy names the
@@ -137,7 +137,14 @@ func legacyInUse() bool {
 	return err == nil && len(names) > 0
 }
 
-var jumpToOurs = regexp.MustCompile(` -[jg] ` + prefix)
+var (
+	quoted     = regexp.MustCompile(`"(\\.|[^"\\])*"`)
+	jumpToOurs = regexp.MustCompile(` -[jg] ` + prefix)
+)
+
+// leadsToOurs says whether a rule, as iptables-save prints it, jumps or goes to one of our chains. A comment may say
+// what it likes.
+func leadsToOurs(line string) bool { return jumpToOurs.MatchString(quoted.ReplaceAllString(line, "")) }
 
 // parseSave picks from the output of iptables-save what is ours.
 func parseSave(out []byte) map[string]remnant {
@@ -153,7 +160,7 @@ func parseSave(out []byte) map[string]remnant {
 		case strings.HasPrefix(line, ":"+prefix):
 			name, _, _ := strings.Cut(line[1:], " ")
 			r.chains = append(r.chains, name)
-		case strings.HasPrefix(line, "-A ") && !strings.HasPrefix(line, "-A "+prefix) && jumpToOurs.MatchString(line):
+		case strings.HasPrefix(line, "-A ") && !strings.HasPrefix(line, "-A "+prefix) && leadsToOurs(line):
 			r.jumps = append(r.jumps, line)
 		default:
 			continue

@@ -4,7 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
-	"net/netip"
+	"strconv"
 	"strings"
 
 	"sallyport/watcher/model"
@@ -17,16 +17,17 @@ const inlineDestinations = 8
 type target struct {
 	service  model.ObjectRef
 	port     *model.ServicePort
-	to       []netip.AddrPort // IPv4 destinations
-	protocol string           // in lower case
-	hasTree  bool             // the tree of its destinations is built
+	protocol string   // in lower case
+	comment  string   // the match that names it, if any
+	dnat     []string // the target for each of its IPv4 destinations
+	hasTree  bool     // the tree of its destinations is built
 }
 
 func newTarget(svc *model.Service, sp *model.ServicePort) *target {
-	t := &target{service: svc.Ref, port: sp, protocol: strings.ToLower(string(sp.Protocol))}
+	t := &target{service: svc.Ref, port: sp, protocol: strings.ToLower(string(sp.Protocol)), comment: comment(svc.Ref, sp.Name)}
 	for _, d := range sp.Destinations {
 		if d.Addr.Addr().Is4() {
-			t.to = append(t.to, d.Addr)
+			t.dnat = append(t.dnat, "-j DNAT --to-destination "+d.Addr.String())
 		}
 	}
 	return t
@@ -34,7 +35,7 @@ func newTarget(svc *model.Service, sp *model.ServicePort) *target {
 
 // rules counts what send appends.
 func (t *target) rules() int {
-	if n := len(t.to); n <= inlineDestinations {
+	if n := len(t.dnat); n <= inlineDestinations {
 		return 1 + n
 	}
 	return 2
@@ -45,17 +46,16 @@ func (t *target) rules() int {
 // The endpoint is chosen by a hash of source address and port. The nat table sees only the first packet of a
 // connection; conntrack keeps the rest of it with the same endpoint.
 func (r *renderer) send(c *chain, match string, t *target) {
-	n := len(t.to)
-	c.rule(match, comment(t), r.choose(n))
+	n := len(t.dnat)
+	c.rule(match, t.comment, r.choose(n))
 	switch {
-	case n == 0:
-	case n <= inlineDestinations:
-		for slot, to := range t.to[:n-1] {
-			c.rule(match, r.slotMatch(slot), dnat(to))
-		}
-		c.rule(match, dnat(t.to[n-1])) // the slot that is left
-	default:
+	case n > inlineDestinations:
 		c.rule(match, "-g", r.spread(t))
+	case n > 0:
+		for slot, dnat := range t.dnat[:n-1] {
+			c.rule(match, r.slotMatch(slot), dnat)
+		}
+		c.rule(match, t.dnat[n-1]) // the slot that is left
 	}
 }
 
@@ -67,10 +67,10 @@ func (r *renderer) spread(t *target) string {
 		return name
 	}
 	t.hasTree = true
-	items := make([]item, len(t.to))
-	for slot, to := range t.to {
+	items := make([]item, len(t.dnat))
+	for slot, dnat := range t.dnat {
 		items[slot] = item{key: slotKey(slot), bits: slotBits, rules: 1, write: func(c *chain) {
-			c.rule("-p", t.protocol, r.slotMatch(slot), dnat(to)) // DNAT to a port wants a protocol
+			c.rule("-p", t.protocol, r.slotMatch(slot), dnat) // DNAT to a port wants a protocol
 		}}
 	}
 	tree{b: r.nat, name: name, by: bySlot(r.o.owner() | verdictMasquerade)}.build(items)
@@ -85,18 +85,16 @@ func (r *renderer) choose(n int) string {
 	case 1:
 		return setMark(masquerade)
 	default:
-		return fmt.Sprintf("-j HMARK --hmark-tuple src,sport --hmark-mod %d --hmark-offset %#x --hmark-rnd %#x",
-			n, masquerade, r.o.HashSeed)
+		return "-j HMARK --hmark-tuple src,sport --hmark-mod " + strconv.Itoa(n) + " --hmark-offset " + hexMark(masquerade) +
+			" --hmark-rnd " + hexMark(r.o.HashSeed)
 	}
 }
 
 func (r *renderer) slotMatch(slot int) string {
-	return fmt.Sprintf("-m mark --mark %#x", r.o.owner()|verdictMasquerade|uint32(slot))
+	return "-m mark --mark " + hexMark(r.o.owner()|verdictMasquerade|uint32(slot))
 }
 
 func setMark(mark uint32) string { return "-j MARK --set-xmark " + markValue(mark, wholeMask) }
-
-func dnat(to netip.AddrPort) string { return "-j DNAT --to-destination " + to.String() }
 
 // digest identifies a service port in 10 characters: chain names have 28 at most (XT_EXTENSION_MAXNAMELEN).
 func digest(t *target) string {
@@ -105,13 +103,14 @@ func digest(t *target) string {
 }
 
 // comment names the service port to who reads the rules. Names come from the cluster: one that the API server would
-// not have taken (RFC 1123 labels; the kernel's limit is 255 bytes) is left out, so that no name ends a rule early.
-func comment(t *target) string {
-	name := t.service.Namespace + "/" + t.service.Name
-	if t.port.Name != "" {
-		name += ":" + t.port.Name
+// not have taken (RFC 1123 labels, 255 bytes at most) is left out, so that no name ends a rule or reads as an option.
+func comment(svc model.ObjectRef, port string) string {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789-./:"
+	name := svc.Namespace + "/" + svc.Name
+	if port != "" {
+		name += ":" + port
 	}
-	if len(name) > 255 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-./:") != "" {
+	if len(name) > 255 || name[0] == '-' || strings.Trim(name, letters) != "" {
 		return ""
 	}
 	return "-m comment --comment " + name

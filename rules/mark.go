@@ -1,6 +1,6 @@
 package rules
 
-import "fmt"
+import "strconv"
 
 // DefaultMark is the top byte of Sallyport's marks where Options.Mark names no other: 'S'.
 const DefaultMark = 0x53
@@ -30,4 +30,6 @@ const (
 func (o Options) owner() uint32 { return uint32(o.Mark) << (32 - ownerBits) }
 
 // markValue prints a mark and its mask as -m mark, -m connmark and the MARK targets read it.
-func markValue(mark, mask uint32) string { return fmt.Sprintf("%#x/%#x", mark, mask) }
+func markValue(mark, mask uint32) string { return hexMark(mark) + "/" + hexMark(mask) }
+
+func hexMark(mark uint32) string { return "0x" + strconv.FormatUint(uint64(mark), 16) }

@@ -59,7 +59,7 @@ func newNetwork(t *testing.T) *network {
 	return n
 }
 
-func newNamespace(t *testing.T) netns.NsHandle {
+func newNamespace(t testing.TB) netns.NsHandle {
 	t.Helper()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -80,7 +80,7 @@ func newNamespace(t *testing.T) netns.NsHandle {
 }
 
 // in runs f inside a namespace, on a thread of its own.
-func in(t *testing.T, ns netns.NsHandle, f func()) {
+func in(t testing.TB, ns netns.NsHandle, f func()) {
 	t.Helper()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"sallyport/watcher/model"
 )
@@ -68,6 +69,9 @@ func (r *renderer) collect(s *model.Snapshot) {
 				vips[a].ports[t.protocol] = append(vips[a].ports[t.protocol], portTarget{sp.Port, t})
 			}
 		}
+	}
+	if len(r.nodePortAddresses()) == 0 { // all given are of the other family
+		r.ports = nil
 	}
 	order(r.ports)
 	r.vips = slices.SortedFunc(maps.Values(vips), func(a, b vip) int { return a.addr.Compare(b.addr) })
@@ -148,13 +152,15 @@ func (r *renderer) nodePorts() {
 		return
 	}
 	root := r.nat.chain("SALLY-NODEPORTS")
+	// What is sent from loopback to loopback cannot leave the machine (net.ipv4.conf.*.route_localnet).
+	root.rule("-d 127.0.0.0/8 -j RETURN")
 	for _, proto := range protocols {
 		list := r.ports[proto]
 		if len(list) == 0 {
 			continue
 		}
 		items := r.portItems(proto, list)
-		name := "SALLY-" + map[string]string{"tcp": "TCP", "udp": "UDP"}[proto]
+		name := "SALLY-" + strings.ToUpper(proto)
 		for _, at := range r.nodePortAddresses() {
 			root.rule(at, byPort(proto).match(items), "-m addrtype --dst-type LOCAL -g", name)
 		}
@@ -162,17 +168,15 @@ func (r *renderer) nodePorts() {
 	}
 }
 
-// nodePortAddresses gives a match for each network of NodePort addresses. A connection from loopback to loopback
-// cannot leave the machine (net.ipv4.conf.*.route_localnet), so it is not taken.
-func (r *renderer) nodePortAddresses() []string {
-	var matches []string
+// nodePortAddresses gives a match for each network of NodePort addresses, or one that takes in all.
+func (r *renderer) nodePortAddresses() (matches []string) {
+	if len(r.o.NodePortAddresses) == 0 {
+		return []string{""}
+	}
 	for _, p := range r.o.NodePortAddresses {
 		if p.Addr().Is4() {
 			matches = append(matches, "-d "+p.Masked().String())
 		}
-	}
-	if len(r.o.NodePortAddresses) == 0 {
-		return []string{"! -d 127.0.0.0/8"}
 	}
 	return matches
 }

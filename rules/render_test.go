@@ -42,6 +42,10 @@ func TestFlows(t *testing.T) {
 	onlyOne.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}
 	elsewhere := testOptions
 	elsewhere.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32")}
+	everywhere := testOptions
+	everywhere.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
+	onlyV6 := testOptions
+	onlyV6.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}
 	otherMark := testOptions
 	otherMark.Mark = 0x7f
 
@@ -71,6 +75,10 @@ func TestFlows(t *testing.T) {
 		{"NodePort address in the network given", onlyOne, "192.0.2.9 -> tcp 192.0.2.1:30001", three},
 		{"NodePort address outside the network given", elsewhere, "192.0.2.9 -> tcp 192.0.2.1:30001", "not ours"},
 		{"NodePort, not local, in the network given", onlyOne, "192.0.2.9 -> tcp 192.0.2.77:30001", "not ours"},
+		{"NodePorts at all addresses, loopback", everywhere, "edge -> tcp 127.0.0.1:30001", "not ours"},
+		{"NodePorts at all addresses, VIP", everywhere, "192.0.2.9 -> tcp 198.51.100.10:30001", "REJECT"},
+		{"NodePorts at all addresses", everywhere, "192.0.2.9 -> tcp 192.0.2.1:30001", three},
+		{"NodePorts at addresses of the other family", onlyV6, "192.0.2.9 -> tcp 192.0.2.1:30001", "not ours"},
 		{"VIP", testOptions, "192.0.2.9 -> tcp 198.51.100.10:80", three},
 		{"VIP from the edge", testOptions, "edge -> tcp 198.51.100.10:80", three},
 		{"VIP from a pod", testOptions, "10.1.0.2 -> tcp 198.51.100.10:80", three},
@@ -388,6 +396,7 @@ func FuzzNames(f *testing.F) {
 	f.Add("a\nCOMMIT\n*filter\n-F", "b", "")
 	f.Add("a", "b -j ACCEPT", "c\"")
 	f.Add("--comment", "-j", "\x00")
+	f.Add("-test", "web", "")
 	f.Add(strings.Repeat("a", 300), "b", "c")
 	f.Fuzz(func(t *testing.T, namespace, name, port string) {
 		s := snapshot(service("x", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376"))
@@ -400,6 +409,24 @@ func FuzzNames(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestComment(t *testing.T) {
+	for _, tt := range []struct{ namespace, name, port, want string }{
+		{"default", "web", "", "-m comment --comment default/web"},
+		{"default", "web", "http", "-m comment --comment default/web:http"},
+		{"default", "we b", "", ""},
+		{"default", "web\n", "", ""},
+		{"default", "we\"b", "", ""},
+		{"default", "web", "http\x00", ""},
+		{"-test", "web", "", ""}, // iptables-restore would read an option
+		{"", "", "", "-m comment --comment /"},
+		{strings.Repeat("n", 200), strings.Repeat("s", 63), "", ""},
+	} {
+		if got := comment(model.ObjectRef{Namespace: tt.namespace, Name: tt.name}, tt.port); got != tt.want {
+			t.Errorf("%q/%q:%q: got %q, want %q", tt.namespace, tt.name, tt.port, got, tt.want)
+		}
+	}
 }
 
 func withoutComments(t Table) string {

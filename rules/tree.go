@@ -213,7 +213,7 @@ func portRange(first, last uint16) string {
 	if first == last {
 		return strconv.Itoa(int(first))
 	}
-	return fmt.Sprintf("%d:%d", first, last)
+	return strconv.Itoa(int(first)) + ":" + strconv.Itoa(int(last))
 }
 
 // bySlot is the hash slot in the packet mark, above which stands the value given.

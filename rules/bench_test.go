@@ -1,0 +1,64 @@
+package rules
+
+import (
+	"context"
+	"fmt"
+	"testing"
+)
+
+func BenchmarkRender(b *testing.B) {
+	for _, n := range []int{1000, 10000, 30000} {
+		s := manyServices(n, 5)
+		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				Render(s, testOptions)
+			}
+		})
+	}
+}
+
+// BenchmarkApply writes 10,000 services of 5 endpoints from nothing, and then one changed endpoint, to the kernel.
+func BenchmarkApply(b *testing.B) {
+	for _, backend := range []Backend{BackendNFT, BackendLegacy} {
+		for _, n := range []int{10000, 30000} {
+			s := manyServices(n, 5)
+			b.Run(fmt.Sprintf("%s/services=%d/all", backend, n), func(b *testing.B) {
+				for b.Loop() {
+					b.StopTimer()
+					inKernel(b, backend, func(apply func(Ruleset)) {
+						b.StartTimer()
+						apply(Render(s, testOptions))
+					})
+				}
+			})
+			b.Run(fmt.Sprintf("%s/services=%d/one", backend, n), func(b *testing.B) {
+				inKernel(b, backend, func(apply func(Ruleset)) {
+					apply(Render(s, testOptions))
+					port := &s.Services[n/2].Ports[0]
+					all := port.Destinations
+					for i := 0; b.Loop(); i++ {
+						port.Destinations = all[i%2:]
+						apply(Render(s, testOptions))
+					}
+				})
+			})
+		}
+	}
+}
+
+// inKernel runs f with a way to apply rules, in a new namespace.
+func inKernel(b *testing.B, backend Backend, f func(apply func(Ruleset))) {
+	b.Helper()
+	in(b, newNamespace(b), func() {
+		k, err := NewKernel(Options{Backend: backend})
+		if err != nil {
+			b.Fatal(err)
+		}
+		f(func(rs Ruleset) {
+			if err := k.apply(context.Background(), rs); err != nil {
+				b.Fatal(err)
+			}
+		})
+	})
+}

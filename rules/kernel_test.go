@@ -1,0 +1,378 @@
+package rules
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"sallyport/watcher/model"
+)
+
+var (
+	noise        = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
+	emptyBuiltIn = regexp.MustCompile(`(?m)^\*\w+\n(:[A-Z]+ ACCEPT ?\n)*COMMIT\n`)
+)
+
+// state prints what the kernel holds in the namespace that the caller is in, without comments, counters, and tables that
+// have nothing but empty built-in chains.
+func state(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	for _, save := range []string{"iptables-nft-save", "iptables-legacy-save"} {
+		out := noise.ReplaceAllString(sh(t, save), "")
+		fmt.Fprintf(&b, "%s\n%s", save, emptyBuiltIn.ReplaceAllString(out, ""))
+	}
+	for _, what := range []string{"route", "link", "addr", "rule"} {
+		fmt.Fprintf(&b, "ip %s\n%s", what, sh(t, "ip", "-d", what, "show"))
+	}
+	return b.String()
+}
+
+// web is reached at a NodePort and at a VIP.
+func web(destinations string) *model.Snapshot {
+	return snapshot(service("web", "198.51.100.10", "TCP 80 30001:"+destinations))
+}
+
+// TestCleanup holds that nothing of ours outlives Cleanup, and nothing of others is touched before or by it.
+func TestCleanup(t *testing.T) {
+	bothBackends(t, func(t *testing.T, b Backend) {
+		n := newNetwork(t)
+		command := "iptables-" + string(b)
+		var before string
+		in(t, n.edge, func() {
+			sh(t, command, "-t", "nat", "-N", "FOREIGN")
+			sh(t, command, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "FOREIGN")
+			sh(t, command, "-A", "INPUT", "-s", "203.0.113.0/24", "-m", "comment", "--comment", "not SALLY- at all", "-j", "DROP")
+			sh(t, command, "-P", "FORWARD", "DROP")
+			sh(t, "ip", "route", "add", "203.0.113.0/24", "via", clientIP)
+			before = state(t)
+		})
+		reconcile := startKernel(t, n, Options{Backend: b})
+		for _, to := range []string{"", " 10.1.0.2:9376", destinations(30), ""} {
+			reconcile(web(to))
+		}
+		in(t, n.edge, func() {
+			if got := state(t); got == before {
+				t.Error("Reconcile left no trace")
+			}
+			removed, err := Cleanup(context.Background(), Options{Backend: b})
+			if err != nil || len(removed) != 4 {
+				t.Errorf("Cleanup: %q, %v; want a link, a route, and rules of two tables", removed, err)
+			}
+			if got := state(t); got != before {
+				t.Errorf("after Cleanup:\n%s\nbefore:\n%s", got, before)
+			}
+			if removed, err := Cleanup(context.Background(), Options{Backend: b}); err != nil || len(removed) != 0 {
+				t.Errorf("second Cleanup: %q, %v; want nothing to do", removed, err)
+			}
+		})
+	})
+}
+
+// TestStart holds that the first Reconcile removes what an earlier version, or one with the other backend, left.
+func TestStart(t *testing.T) {
+	bothBackends(t, func(t *testing.T, b Backend) {
+		n := newNetwork(t)
+		other := map[Backend]Backend{BackendNFT: BackendLegacy, BackendLegacy: BackendNFT}[b]
+		startKernel(t, n, Options{Backend: other})(web(destinations(12)))
+		command := "iptables-" + string(b)
+		in(t, n.edge, func() {
+			for _, table := range []string{"nat", "mangle"} {
+				sh(t, command, "-t", table, "-N", "SALLY-OLD")
+				sh(t, command, "-t", table, "-N", "SALLY-OLDER")
+				sh(t, command, "-t", table, "-A", "SALLY-OLDER", "-j", "SALLY-OLD")
+				sh(t, command, "-t", table, "-A", "PREROUTING", "-p", "udp", "-j", "SALLY-OLDER")
+			}
+			sh(t, command, "-N", "SALLY-INPUT")
+			sh(t, command, "-A", "SALLY-INPUT", "-j", "DROP")
+		})
+		startKernel(t, n, Options{Backend: b})(web(destinations(3)))
+		in(t, n.edge, func() {
+			for _, s := range []string{"iptables-nft-save", "iptables-legacy-save"} {
+				out := sh(t, s)
+				if got, want := strings.Contains(out, "SALLY-SERVICES"), strings.HasPrefix(s, command); got != want {
+					t.Errorf("%s: has our rules: %v, want %v", s, got, want)
+				}
+				if strings.Contains(out, "SALLY-OLD") || strings.Contains(out, "-A SALLY-INPUT -j DROP") {
+					t.Errorf("%s: old rules are still there:\n%s", s, out)
+				}
+			}
+		})
+		serve(t, n.node, "10.1.0.2:9376", "pod")
+		serve(t, n.node, "10.1.0.3:9376", "pod")
+		serve(t, n.node, "10.1.0.4:9376", "pod")
+		if got := ask(t, n.client, "tcp", edgeIP+":30001"); !strings.HasPrefix(got, "pod ") {
+			t.Errorf("NodePort after all: %s", got)
+		}
+	})
+}
+
+// TestUpdate follows one Service through changes, with a connection that must live through all of them, and a FORWARD
+// policy that drops what is not accepted.
+func TestUpdate(t *testing.T) {
+	bothBackends(t, func(t *testing.T, b Backend) {
+		n := newNetwork(t)
+		in(t, n.edge, func() { sh(t, "iptables-"+string(b), "-P", "FORWARD", "DROP") })
+		for _, ip := range podIPs {
+			serve(t, n.node, ip+":9376", ip)
+		}
+		reconcile := startKernel(t, n, Options{Backend: b})
+		reconcile(web(" 10.1.0.2:9376"))
+		conn, err := dial(t, n.client, "tcp", "198.51.100.10:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := exchange(conn); got != "10.1.0.2 10.0.0.1" {
+			t.Fatalf("connected to %s, want 10.1.0.2", got)
+		}
+		for _, step := range []struct {
+			why  string
+			s    *model.Snapshot
+			want string
+		}{
+			{"another endpoint", web(" 10.1.0.3:9376"), "10.1.0.3 10.0.0.1"},
+			{"no endpoint", web(""), "refused"},
+			{"more endpoints, all the same server", web(strings.Repeat(" 10.1.0.4:9376", 20)), "10.1.0.4 10.0.0.1"},
+			{"another Service first", snapshot(service("a", "198.51.100.9", "TCP 80 0:"), web(" 10.1.0.2:9376").Services[0]), "10.1.0.2 10.0.0.1"},
+			{"VIP withdrawn", snapshot(service("web", "", "TCP 80 30001: 10.1.0.2:9376")), "no route"},
+			{"VIP back", web(" 10.1.0.3:9376"), "10.1.0.3 10.0.0.1"},
+		} {
+			reconcile(step.s)
+			got := ask(t, n.client, "tcp", "198.51.100.10:80")
+			if step.want == "no route" {
+				if strings.HasPrefix(got, "10.") {
+					t.Errorf("%s: still answered by %s", step.why, got)
+				}
+			} else if got != step.want {
+				t.Errorf("%s: got %s, want %s", step.why, got, step.want)
+			}
+			if got := exchange(conn); got != "hello" {
+				t.Fatalf("%s: the connection made before is broken: %s", step.why, got)
+			}
+		}
+	})
+}
+
+// TestIdempotent holds that an unchanged snapshot runs nothing, and that a failed apply is made good by the next.
+func TestIdempotent(t *testing.T) {
+	n := newNetwork(t)
+	reg := prometheus.NewRegistry()
+	var k *Kernel
+	in(t, n.edge, func() {
+		var err error
+		if k, err = NewKernel(Options{Metrics: reg}); err != nil {
+			t.Fatal(err)
+		}
+		applies := func(result string) float64 { return testutil.ToFloat64(k.metrics.applies.WithLabelValues(result)) }
+		reconcile := func() error { return k.Reconcile(context.Background(), web(" 10.1.0.2:9376")) }
+		for range 3 {
+			if err := reconcile(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := applies("success"); got != 1 {
+			t.Errorf("three calls with one snapshot applied %v times, want once", got)
+		}
+		if got := testutil.ToFloat64(k.metrics.rules.WithLabelValues("nat")); got < 5 {
+			t.Errorf("sallyport_rules_count{table=nat} is %v", got)
+		}
+		good := k.flavour
+		k.flavour.command = "false" // false-restore is no command
+		if err := k.Reconcile(context.Background(), web("")); err == nil || !strings.Contains(err.Error(), "false-restore") {
+			t.Errorf("restore that cannot run: got error %v", err)
+		}
+		k.flavour = good
+		sh(t, good.command, "-t", "nat", "-F") // whatever happened meanwhile
+		if err := reconcile(); err != nil {
+			t.Fatal(err)
+		}
+		if out := sh(t, good.command+"-save", "-t", "nat"); !strings.Contains(out, "-A PREROUTING -j SALLY-SERVICES") || !strings.Contains(out, "10.1.0.2:9376") {
+			t.Errorf("rules are not whole after an error:\n%s", out)
+		}
+		if ok, bad := applies("success"), applies("error"); ok != 2 || bad != 1 {
+			t.Errorf("applies: %v good, %v bad; want 2 and 1", ok, bad)
+		}
+	})
+}
+
+// TestRoutes holds that routes follow the nodes, and that those of others stay as they are.
+func TestRoutes(t *testing.T) {
+	n := newNetwork(t)
+	routes := func() string {
+		var out string
+		in(t, n.edge, func() { out = sh(t, "ip", "-4", "route", "show") })
+		list := slices.DeleteFunc(strings.Split(strings.TrimSpace(out), "\n"), func(l string) bool { return strings.Contains(l, "proto kernel") })
+		for i := range list {
+			list[i] = strings.TrimSpace(list[i])
+		}
+		return strings.Join(list, "\n")
+	}
+	const foreign = "10.1.7.0/24 via 10.0.0.99 dev back metric 50"
+	in(t, n.edge, func() { sh(t, append([]string{"ip", "route", "add"}, strings.Fields(foreign)...)...) })
+	nodes := func(list ...model.Node) *model.Snapshot { return &model.Snapshot{Nodes: list} }
+	reconcile := startKernel(t, n, Options{})
+	for _, tt := range []struct {
+		why  string
+		s    *model.Snapshot
+		want string
+	}{
+		{"one node", nodes(node("a", "10.0.0.11", "10.1.0.0/24")), "10.1.0.0/24 via 10.0.0.11 dev back proto 83\n" + foreign},
+		{"a second, and its address changes", nodes(node("a", "10.0.0.12", "10.1.0.0/24"), node("b", "10.0.0.13", "10.1.1.0/24")),
+			"10.1.0.0/24 via 10.0.0.12 dev back proto 83\n10.1.1.0/24 via 10.0.0.13 dev back proto 83\n" + foreign},
+		{"a node that others route to", nodes(node("a", "10.0.0.12", "10.1.7.0/24")), foreign},
+		{"a node on another network", nodes(node("a", "172.16.0.1", "10.1.0.0/24"), node("b", "10.0.0.13", "10.1.1.0/24")),
+			"10.1.1.0/24 via 10.0.0.13 dev back proto 83\n" + foreign},
+		{"no nodes", nodes(), foreign},
+	} {
+		reconcile(tt.s)
+		if got := routes(); got != tt.want {
+			t.Errorf("%s:\n%s\nwant\n%s", tt.why, got, tt.want)
+		}
+	}
+	startKernel(t, n, Options{Reach: model.ReachNodes})(nodes(node("a", "10.0.0.11", "10.1.0.0/24")))
+	if got := routes(); got != foreign {
+		t.Errorf("reach nodes:\n%s\nwant\n%s", got, foreign)
+	}
+}
+
+// TestOwnAddressIsNoVIP holds that a Service cannot take the edge's own address from it.
+func TestOwnAddressIsNoVIP(t *testing.T) {
+	n := newNetwork(t)
+	serve(t, n.edge, "0.0.0.0:22", "sshd")
+	s := snapshot(service("thief", edgeIP+" 198.51.100.10", "TCP 22 0:"))
+	startKernel(t, n, Options{})(s)
+	if got := ask(t, n.client, "tcp", edgeIP+":22"); !strings.HasPrefix(got, "sshd") {
+		t.Errorf("edge's own port 22: %s", got)
+	}
+	if got := ask(t, n.client, "tcp", "198.51.100.10:22"); got != "refused" {
+		t.Errorf("the Service's other VIP: %s", got)
+	}
+	if len(s.Services[0].VIPs) != 2 {
+		t.Error("Reconcile changed the snapshot")
+	}
+}
+
+// TestForeignLink holds that a link of our name which we did not make is neither used nor removed.
+func TestForeignLink(t *testing.T) {
+	n := newNetwork(t)
+	in(t, n.edge, func() {
+		sh(t, "ip", "link", "add", "sally0", "type", "bridge")
+		sh(t, "ip", "addr", "add", "203.0.113.1/24", "dev", "sally0")
+		k, err := NewKernel(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const want = `link sally0 is not Sallyport's (its alias is not "sallyport: VIPs"): rename it, or remove it by ip link del sally0`
+		if err := k.Reconcile(context.Background(), web("")); fmt.Sprint(err) != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		if _, err := Cleanup(context.Background(), Options{}); fmt.Sprint(err) != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		if out := sh(t, "ip", "addr", "show", "sally0"); !strings.Contains(out, "203.0.113.1/24") {
+			t.Errorf("the link was changed: %s", out)
+		}
+	})
+}
+
+func TestParseSave(t *testing.T) {
+	got := parseSave([]byte(`# Generated by iptables-save
+*nat
+:PREROUTING ACCEPT [1:2]
+:SALLY-A - [0:0]
+:KUBE-SALLY-B - [0:0]
+-A PREROUTING -p udp -m comment --comment "to -j SALLY-A" -j OTHER
+-A PREROUTING -p udp -m comment --comment "a b" -g SALLY-A
+-A SALLY-A -j SALLY-A
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+COMMIT
+`))
+	if len(got) != 1 || fmt.Sprint(got["nat"].chains) != "[SALLY-A]" {
+		t.Errorf("found %+v", got)
+	}
+	const want = "*nat\n:SALLY-A - [0:0]\n-D PREROUTING -p udp -m comment --comment \"a b\" -g SALLY-A\n-X SALLY-A\nCOMMIT\n"
+	if remove := string(got["nat"].remove("nat")); remove != want {
+		t.Errorf("got  %s\nwant %s", remove, want)
+	}
+}
+
+func TestExplain(t *testing.T) {
+	input := []byte("*nat\n:A - [0:0]\n-A A -j HMARK --hmark-rnd 0x5eed\n-A A -j NOPE\nCOMMIT\n")
+	for _, tt := range []struct{ name, stderr, want string }{
+		{"nft", "iptables-nft-restore v1.8.9 (nf_tables): Chain 'NOPE' does not exist\nError occurred at line: 4\nTry `iptables-nft-restore -h' for more information.\n",
+			`iptables-nft-restore v1.8.9 (nf_tables): Chain 'NOPE' does not exist Error occurred at line: 4, near "2: :A - [0:0]; 3: -A A -j HMARK --hmark-rnd …; 4: -A A -j NOPE; 5: COMMIT; 6: "`},
+		{"legacy", "iptables-restore: line 5 failed\n", `iptables-restore: line 5 failed, near "3: -A A -j HMARK --hmark-rnd …; 4: -A A -j NOPE; 5: COMMIT; 6: "`},
+		{"line that is not there", "line 77 failed", "line 77 failed"},
+		{"no line", "Another app is currently holding the xtables lock.\n", "Another app is currently holding the xtables lock."},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := explain(tt.stderr, input); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestRestoreNamesTheLine runs real commands on rules that they refuse.
+func TestRestoreNamesTheLine(t *testing.T) {
+	bothBackends(t, func(t *testing.T, b Backend) {
+		n := newNetwork(t)
+		in(t, n.edge, func() {
+			f, err := findFlavour(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = f.restore(context.Background(), []byte("*nat\n:SALLY-A - [0:0]\n-A SALLY-A -j SALLY-MISSING\nCOMMIT\n"))
+			if err == nil || !strings.Contains(err.Error(), "3: -A SALLY-A -j SALLY-MISSING") {
+				t.Errorf("got error %v, want the line in it", err)
+			}
+		})
+	})
+}
+
+func TestNoIPTables(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	_, err := NewKernel(Options{})
+	if err == nil || !strings.Contains(err.Error(), "apt-get install iptables") {
+		t.Errorf("got error %v, want one that says what to do", err)
+	}
+}
+
+func TestMerge(t *testing.T) {
+	for _, tt := range []struct{ in, want string }{
+		{"", "[]"},
+		{"10.0.0.1", "[10.0.0.1/32]"},
+		{"10.0.0.1 10.0.0.2", "[10.0.0.1/32 10.0.0.2/32]"},
+		{"10.0.0.0 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4", "[10.0.0.0/30 10.0.0.4/32]"},
+		{"10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5", "[10.0.0.1/32 10.0.0.2/31 10.0.0.4/31]"},
+		{"10.0.0.0 10.0.0.2 10.0.0.3", "[10.0.0.0/32 10.0.0.2/31]"},
+	} {
+		var addrs []netip.Addr
+		for a := range strings.FieldsSeq(tt.in) {
+			addrs = append(addrs, netip.MustParseAddr(a))
+		}
+		if got := fmt.Sprint(merge(addrs)); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.in, got, tt.want)
+		}
+	}
+}
+
+func TestDisjoint(t *testing.T) {
+	var in []netip.Prefix
+	for p := range strings.FieldsSeq("10.1.1.0/24 10.0.0.11/32 10.1.0.0/16 10.1.1.13/32 10.2.0.0/24 10.2.0.0/24") {
+		in = append(in, netip.MustParsePrefix(p))
+	}
+	if got, want := fmt.Sprint(disjoint(in)), "[10.0.0.11/32 10.1.0.0/16 10.2.0.0/24]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
