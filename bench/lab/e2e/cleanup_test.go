@@ -51,7 +51,7 @@ spec:
 	if !strings.Contains(running, "SALLY-") || !strings.Contains(running, "sally0") {
 		t.Fatalf("nothing of Sallyport is seen while it runs:\n%s", running)
 	}
-	for _, line := range strings.Split(before, "\n") {
+	for line := range strings.SplitSeq(before, "\n") {
 		if !slices.Contains(strings.Split(running, "\n"), line) {
 			t.Errorf("while Sallyport runs, this is gone: %s", line)
 		}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
@@ -142,9 +143,7 @@ func documented(v reflect.Value, key string) map[string]string {
 			out[path] = fmt.Sprint(f)
 			f, path = reflect.Zero(f.Type().Elem()), path+"[]"
 		}
-		for k, d := range documented(f, path) {
-			out[k] = d
-		}
+		maps.Copy(out, documented(f, path))
 	}
 	return out
 }

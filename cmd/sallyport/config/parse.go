@@ -111,7 +111,7 @@ func (p *problems) decode(n *yaml.Node, v reflect.Value, key string) {
 
 // isScalar says that the struct is written as one string (netip.Prefix, netip.AddrPort).
 func isScalar(v reflect.Value) bool {
-	_, ok := v.Addr().Interface().(interface{ UnmarshalText([]byte) error })
+	_, ok := reflect.TypeAssert[interface{ UnmarshalText([]byte) error }](v.Addr())
 	return ok
 }
 
@@ -200,8 +200,8 @@ func join(parent, key string) string {
 // keysOf lists the YAML keys of a struct type, in the order of its fields.
 func keysOf(t reflect.Type) []string {
 	var out []string
-	for i := range t.NumField() {
-		if name := t.Field(i).Tag.Get("yaml"); name != "-" {
+	for field := range t.Fields() {
+		if name := field.Tag.Get("yaml"); name != "-" {
 			out = append(out, name)
 		}
 	}
