@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -13,7 +15,6 @@ import (
 // foreign is what an operator may have on the machine beside Sallyport, in both iptables backends.
 var foreign = [][]string{
 	{"iptables-nft", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "2222", "-j", "REDIRECT", "--to-ports", "22"},
-	{"iptables-nft", "-P", "FORWARD", "DROP"},
 	{"iptables-nft", "-A", "INPUT", "-s", "192.0.2.66", "-j", "DROP"},
 	{"iptables-legacy", "-N", "FOREIGN"},
 	{"iptables-legacy", "-A", "INPUT", "-s", "192.0.2.67", "-j", "FOREIGN"},
@@ -23,43 +24,34 @@ var foreign = [][]string{
 
 func TestCleanupLeavesTheMachineAsItWas(t *testing.T) {
 	s := theSite(t)
-	ns := s.Namespace(t)
-	host := s.Host("edge-3")
 	for _, argv := range foreign {
-		if out, err := host.Command(t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v: %s", argv, err, out)
-		}
+		s.onEdge3(t, argv...)
 	}
+	for i, backend := range []string{"nft", "legacy"} {
+		t.Run(backend, func(t *testing.T) {
+			s.onEdge3(t, "iptables-"+backend, "-P", "FORWARD", "DROP") // as docker and ufw do
+			t.Cleanup(func() { s.onEdge3(t, "iptables-"+backend, "-P", "FORWARD", "ACCEPT") })
+			s.runAndCleanUp(t, backend, 30005+i, s.vip(5+i))
+		})
+	}
+}
+
+// runAndCleanUp compares edge-3 before, while and after it serves a Service at the node port and VIP.
+func (s *site) runAndCleanUp(t *testing.T, backend string, nodePort int, vip netip.Addr) {
+	ns := s.Namespace(t)
 	before := s.machine(t)
-	e, err := s.start(t, "edge-3", "")
+	e, err := s.start(t, "edge-3", "l4: {iptablesBackend: "+backend+"}\n")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Apply(t, ns, hostnames+fmt.Sprintf(`---
-apiVersion: v1
-kind: Service
-metadata: {name: hostnames}
-spec:
-  type: LoadBalancer
-  loadBalancerIP: %s
-  selector: {app: hostnames}
-  ports: [{port: 80, targetPort: 9376, nodePort: 30005}]
-`, s.vip(5)))
+	s.Apply(t, ns, hostnames+fmt.Sprintf("---\n{apiVersion: v1, kind: Service, metadata: {name: hostnames}, spec: {type: LoadBalancer, loadBalancerIP: %s, selector: {app: hostnames}, ports: [{port: 80, targetPort: 9376, nodePort: %d}]}}", vip, nodePort))
 	s.WaitReady(t, ns, "hostnames", 3)
-	eventually(t, 5*time.Second, func() error { return wantNames(s.client(), e.url(30005), 3) })
-	running := s.machine(t)
-	if !strings.Contains(running, "SALLY-") || !strings.Contains(running, "sally0") {
-		t.Fatalf("nothing of Sallyport is seen while it runs:\n%s", running)
-	}
-	for line := range strings.SplitSeq(before, "\n") {
-		if !slices.Contains(strings.Split(running, "\n"), line) {
-			t.Errorf("while Sallyport runs, this is gone: %s", line)
-		}
-	}
+	eventually(t, 5*time.Second, func() error { return wantNames(s.client(), e.url(nodePort), 3) })
+	s.compareWhileRunning(t, before, s.machine(t))
 	if err := e.stop(); err != nil {
 		t.Fatal(err)
 	}
-	if err := wantNames(s.client(), e.url(30005), 3); err != nil {
+	if err := wantNames(s.client(), e.url(nodePort), 3); err != nil {
 		t.Errorf("rules do not outlive the process: %v", err)
 	}
 	out, err := e.cleanup(t.Context())
@@ -72,6 +64,27 @@ spec:
 	if out, err := e.cleanup(t.Context()); err != nil || !strings.Contains(out, "nothing to remove") {
 		t.Errorf("a second cleanup: %v: %s", err, out)
 	}
+}
+
+// compareWhileRunning checks that something of Sallyport is there, and everything that was there before.
+func (s *site) compareWhileRunning(t *testing.T, before, running string) {
+	if !strings.Contains(running, "SALLY-") || !strings.Contains(running, "sally0") {
+		t.Fatalf("nothing of Sallyport is seen while it runs:\n%s", running)
+	}
+	for line := range strings.SplitSeq(before, "\n") {
+		if !slices.Contains(strings.Split(running, "\n"), line) {
+			t.Errorf("while Sallyport runs, this is gone: %s", line)
+		}
+	}
+}
+
+func (s *site) onEdge3(t *testing.T, argv ...string) string {
+	t.Helper()
+	out, err := s.Host("edge-3").Command(context.Background(), argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v: %s", argv, err, out)
+	}
+	return string(out)
 }
 
 var (
@@ -89,11 +102,8 @@ func (s *site) machine(t *testing.T) string {
 		{"iptables-nft-save"}, {"iptables-legacy-save"}, {"ip6tables-nft-save"},
 		{"ip", "route", "show", "table", "all"}, {"ip", "rule"}, {"ip", "-brief", "link"}, {"ip", "-brief", "address"},
 	} {
-		out, err := s.Host("edge-3").Command(t.Context(), argv[0], argv[1:]...).Output()
-		if err != nil {
-			t.Fatalf("%v: %v", argv, err)
-		}
-		text := lifetime.ReplaceAllString(counters.ReplaceAllString(comments.ReplaceAllString(string(out), ""), ""), "")
+		out := s.onEdge3(t, argv...)
+		text := lifetime.ReplaceAllString(counters.ReplaceAllString(comments.ReplaceAllString(out, ""), ""), "")
 		fmt.Fprintf(&b, "%s:\n%s", argv[0], withoutEmptyTables(text))
 	}
 	return b.String()

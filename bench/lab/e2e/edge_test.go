@@ -38,7 +38,7 @@ func buildProgram(dir string) error {
 }
 
 // startEdge runs sallyport on the host and waits for its first snapshot to be applied.
-func startEdge(host *cluster.Host, dir, kubeconfig, config string) (*edge, error) {
+func startEdge(host *cluster.Host, dir, config string, source []string) (*edge, error) {
 	e := &edge{host: host, dir: dir, done: make(chan error, 1)}
 	if err := os.WriteFile(e.file("sallyport.yaml"), []byte(config), 0o600); err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func startEdge(host *cluster.Host, dir, kubeconfig, config string) (*edge, error
 		return nil, err
 	}
 	defer log.Close()
-	e.cmd = host.Command(context.Background(), program, "run", "--config", e.file("sallyport.yaml"), "--kubeconfig", kubeconfig)
+	e.cmd = host.Command(context.Background(), program, append([]string{"run", "--config", e.file("sallyport.yaml")}, source...)...)
 	e.cmd.Stderr = log
 	if err := e.cmd.Start(); err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func (e *edge) stop() error {
 
 // cleanup runs sallyport cleanup and returns what it says.
 func (e *edge) cleanup(ctx context.Context) (string, error) {
-	out, err := e.host.Command(ctx, program, "cleanup", "--config", e.file("sallyport.yaml")).CombinedOutput()
+	out, err := e.host.Command(context.WithoutCancel(ctx), program, "cleanup", "--config", e.file("sallyport.yaml")).CombinedOutput()
 	return string(out), err
 }
 

@@ -64,14 +64,17 @@ func startSite(t *testing.T, c *cluster.Cluster) *site {
 	return s
 }
 
-// start runs sallyport on the host with the lab's pool and what config adds.
-func (s *site) start(t *testing.T, host, config string) (*edge, error) {
+// start runs sallyport on the host with the lab's pool and what config adds, serving the lab's cluster or another source.
+func (s *site) start(t *testing.T, host, config string, source ...string) (*edge, error) {
 	dir := filepath.Join(s.Dir(), "e2e-"+host)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	pool := fmt.Sprintf("loadBalancer:\n  ipAddressPools:\n  - {name: lab, addresses: [%q]}\n", s.Pool())
-	return startEdge(s.Host(host), dir, s.kubeconfig, config+pool)
+	if len(source) == 0 {
+		source = []string{"--kubeconfig", s.kubeconfig}
+	}
+	return startEdge(s.Host(host), dir, config+pool, source)
 }
 
 // account makes the ServiceAccount of deploy/rbac.yaml and a kubeconfig with a token of it: the edges run with the
