@@ -18,9 +18,8 @@ type destinations struct {
 // the reach. They are IPv4: the dataplanes do not serve IPv6 yet, and an endpoint in both families must not count
 // twice. local is externalTrafficPolicy Local.
 func (t *translator) destinations(p *model.ServicePort, local bool) destinations {
-	all := usable(p.Endpoints)
-	v4 := slices.DeleteFunc(slices.Clone(all), func(e model.Endpoint) bool { return !e.Addr.Addr().Is4() })
-	d := destinations{onlyIPv6: len(all) > 0 && len(v4) == 0}
+	v4, others := usable(p.Endpoints)
+	d := destinations{onlyIPv6: others && len(v4) == 0}
 	if t.o.Reach == model.ReachNodes {
 		d.noNodePort = p.NodePort == 0
 		d.list = t.byNodes(v4, p.NodePort, local)
@@ -34,22 +33,17 @@ func (t *translator) destinations(p *model.ServicePort, local bool) destinations
 
 func compareDestinations(a, b model.Destination) int { return a.Addr.Compare(b.Addr) }
 
-// usable are the endpoints that take new connections: the ready ones, or, where none is ready, those that still serve
-// while they terminate (KEP-1669).
-func usable(all []model.Endpoint) []model.Endpoint {
-	var ready, last []model.Endpoint
-	for _, e := range all {
-		switch {
-		case e.Ready:
-			ready = append(ready, e)
-		case e.Serving && e.Terminating:
-			last = append(last, e)
-		}
+// usable are the IPv4 endpoints that take new connections, and whether there are others than IPv4: the ready ones, or,
+// where none is ready, those that still serve while they terminate (KEP-1669).
+func usable(all []model.Endpoint) (v4 []model.Endpoint, others bool) {
+	anyReady := slices.ContainsFunc(all, func(e model.Endpoint) bool { return e.Ready })
+	takes := func(e model.Endpoint) bool { return e.Ready || !anyReady && e.Serving && e.Terminating }
+	refused := func(e model.Endpoint) bool { return !takes(e) || !e.Addr.Addr().Is4() }
+	if !slices.ContainsFunc(all, refused) {
+		return all, false // as nearly always: no copy
 	}
-	if len(ready) > 0 {
-		return ready
-	}
-	return last
+	others = slices.ContainsFunc(all, func(e model.Endpoint) bool { return takes(e) && !e.Addr.Addr().Is4() })
+	return slices.DeleteFunc(slices.Clone(all), refused), others
 }
 
 // byNodes sends to the node port on every node, whose kube-proxy knows the endpoints. With externalTrafficPolicy Local

@@ -85,6 +85,7 @@ func endpoints(of []endpointSlice, headless bool, port string, protocol model.Pr
 			if value(p.Name, "") != port || value(p.Protocol, corev1.ProtocolTCP) != corev1.Protocol(protocol) || !isPort(number) {
 				continue
 			}
+			all = slices.Grow(all, len(s.endpoints))
 			for _, e := range s.endpoints {
 				e.Addr = netip.AddrPortFrom(e.Addr.Addr(), uint16(number))
 				all = append(all, e)

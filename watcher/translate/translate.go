@@ -77,8 +77,9 @@ func newTranslator(c objects.Cluster, o Options, out *model.Snapshot) *translato
 	}
 	return &translator{
 		in: c, o: o, out: out,
-		slices:   map[name][]endpointSlice{},
+		slices:   make(map[name][]endpointSlice, len(c.Services)),
 		backends: make(map[name]backendService, len(c.Services)),
+		claims:   make([]nodePortClaim, 0, len(c.Services)),
 		node:     make(map[string]nodeEntry, len(c.Nodes)),
 	}
 }
@@ -102,6 +103,6 @@ func annotationField(key string) string { return "metadata.annotations[" + key +
 // sorted returns the objects in the order of their names; the input, which a cache owns, stays as it is.
 func sorted[T metav1.Object](in []T) []T {
 	out := slices.Clone(in)
-	slices.SortStableFunc(out, func(a, b T) int { return nameOf(a).compare(nameOf(b)) })
+	slices.SortFunc(out, func(a, b T) int { return nameOf(a).compare(nameOf(b)) })
 	return out
 }
