@@ -54,6 +54,9 @@ func (g *Gateway) answer(ctx *fasthttp.RequestCtx, a *answer, requestRead bool) 
 	h.SetContentType(plainText)
 	ctx.Response.SetBodyString(fasthttp.StatusMessage(a.code) + "\n\n" + a.text + "\n")
 	h.SetServer(serverName)
+	if g.draining.Load() {
+		ctx.SetConnectionClose()
+	}
 	if !requestRead {
 		ctx.SetConnectionClose()
 		if c, ok := ctx.Conn().(*conn); ok {

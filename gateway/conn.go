@@ -47,6 +47,7 @@ type conn struct {
 	received atomic.Bool   // a byte came in the present phase
 	reading  atomic.Bool   // a Read is under way
 	writing  atomic.Bool   // a Write is under way
+	splicing atomic.Bool   // a ReadFrom is under way, which waits for either side
 
 	mu      sync.Mutex // guards what follows; the watcher holds it while it closes an upstream connection
 	phase   phase
@@ -138,9 +139,9 @@ func (c *conn) Write(p []byte) (int, error) {
 
 // ReadFrom lets the kernel move the bytes where it can.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
-	c.writing.Store(true)
+	c.splicing.Store(true)
 	n, err := io.Copy(c.Conn, r)
-	c.writing.Store(false)
+	c.splicing.Store(false)
 	c.touch()
 	return n, err
 }
@@ -181,13 +182,12 @@ func (c *conn) reset() {
 	}
 }
 
-// cut ends the connection at once, whatever it is doing.
+// cut ends the connection at once, whatever it is doing. It needs c.mu.
 func (c *conn) cut() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.up != nil {
 		c.up.tcp.Close()
 	}
+	c.reset()
 	c.Conn.Close()
 }
 

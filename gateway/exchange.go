@@ -43,11 +43,12 @@ type exchange struct {
 	keep     bool // up can serve another request after this one
 	counted  bool // among those in flight
 
-	upload     sync.WaitGroup // the goroutine that sends a body which is not small
-	uploading  bool           // it was started
-	bodyRead   atomic.Bool    // it has read the whole body
-	uploaded   atomic.Bool    // it has sent the whole body
-	uploadFrom error          // why it could not read the body; valid when upload is done
+	upload    sync.WaitGroup // the goroutine that sends a body which is not small
+	uploading bool           // it was started
+	bodyRead  atomic.Bool    // it has read the whole body
+	uploaded  atomic.Bool    // it has sent the whole body
+	stopping  atomic.Bool    // it is no longer wanted
+	uploadErr error          // why it could not read the body; valid when upload is done
 }
 
 var exchanges = sync.Pool{New: func() any { return new(exchange) }}
@@ -55,9 +56,10 @@ var exchanges = sync.Pool{New: func() any { return new(exchange) }}
 func (g *Gateway) newExchange(ctx *fasthttp.RequestCtx) *exchange {
 	x := exchanges.Get().(*exchange)
 	x.g, x.ctx, x.c = g, ctx, ctx.Conn().(*conn)
-	x.tried, x.keep, x.counted, x.uploading, x.uploadFrom = x.tried[:0], false, false, false, nil
+	x.tried, x.keep, x.counted, x.uploading, x.uploadErr = x.tried[:0], false, false, false, nil
 	x.bodyRead.Store(false)
 	x.uploaded.Store(false)
+	x.stopping.Store(false)
 	return x
 }
 
@@ -174,21 +176,15 @@ func (x *exchange) fail(sent bool, err error) (failure *answer, stale bool) {
 		return answerGone, false
 	case v == verdictSlowServer:
 		return answerTimeout, false
-	case x.uploadFrom != nil:
-		return uploadFailure(v), false
+	case v == verdictSlowClient:
+		return answerSlow, false
+	case x.uploadErr != nil:
+		return answerBody, false
 	case up.reused && !up.received && !x.uploading:
 		return answerBroken, !sent || x.idempotent()
 	}
 	x.g.log.Debug("no valid response", "endpoint", x.endpoint.Addr().String(), "err", err)
 	return answerBroken, false
-}
-
-// uploadFailure tells a client that sent a broken body from one that stopped sending.
-func uploadFailure(v verdict) *answer {
-	if v == verdictSlowClient {
-		return answerSlow
-	}
-	return answerBody
 }
 
 // idempotent reports whether the request may be sent twice (RFC 9110 9.2.2).
@@ -220,7 +216,9 @@ func (x *exchange) sendBody() {
 	readErr, writeErr := x.copyBody()
 	switch {
 	case readErr != nil:
-		x.uploadFrom = readErr
+		if !x.stopping.Load() { // then the reason is not the client
+			x.uploadErr = readErr
+		}
 		x.up.abort()
 	case writeErr == nil:
 		x.uploaded.Store(true)
@@ -263,6 +261,7 @@ func (x *exchange) stopUpload() {
 		x.upload.Wait()
 		x.up.tcp.SetWriteDeadline(time.Time{})
 	default:
+		x.stopping.Store(true)
 		x.c.linger = true
 		x.up.tcp.Close()
 		x.c.Conn.SetReadDeadline(past)

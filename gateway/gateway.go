@@ -84,7 +84,6 @@ type Gateway struct {
 	mu        sync.Mutex // guards what follows
 	listeners []net.Listener
 	conns     map[*conn]struct{}
-	pools     map[*balance.Endpoint]*pool
 	empty     chan struct{} // closed when conns becomes empty while draining
 }
 
@@ -123,23 +122,13 @@ func (g *Gateway) Reconcile(_ context.Context, s *model.Snapshot) error {
 	for i := range s.Routes {
 		next.pickers[i] = b.picker(s.Routes[i].Backends)
 	}
-	g.state.Store(next)
-	g.setPools(next.pools)
-	g.metrics.routes.Set(float64(len(s.Routes)))
-	return nil
-}
-
-// setPools makes pools the current ones and closes those that are no longer needed.
-func (g *Gateway) setPools(pools map[*balance.Endpoint]*pool) {
-	g.mu.Lock()
-	old := g.pools
-	g.pools = pools
-	g.mu.Unlock()
-	for e, p := range old {
-		if pools[e] == nil {
+	for e, p := range g.state.Swap(next).pools {
+		if next.pools[e] == nil {
 			p.close()
 		}
 	}
+	g.metrics.routes.Set(float64(len(s.Routes)))
+	return nil
 }
 
 // A builder makes the pickers of one snapshot. Routes to the same service port share one.

@@ -50,6 +50,7 @@ func (g *Gateway) expect(ctx *fasthttp.RequestCtx) int {
 func (g *Gateway) handle(ctx *fasthttp.RequestCtx) {
 	x := g.newExchange(ctx)
 	x.enter()
+	x.c.enter(phaseWait, nil)
 	defer func() {
 		if p := recover(); p != nil {
 			g.recovered(x, p)
@@ -58,6 +59,9 @@ func (g *Gateway) handle(ctx *fasthttp.RequestCtx) {
 	if problem := x.serve(); problem != nil {
 		x.leave()
 		g.answer(ctx, problem, problem.code != 400 && problem != answerGone && x.requestRead())
+		if x.req.close {
+			ctx.SetConnectionClose()
+		}
 		x.release()
 	} else if x.up == nil {
 		x.release() // the response is complete; otherwise Close does it

@@ -64,7 +64,7 @@ func (x *exchange) appendFields(dst []byte) []byte {
 			dst = appendField(dst, f.name, nil, f.value)
 		}
 	}
-	if !kept[fieldForHost] {
+	if !kept[fieldForHost] && len(x.req.authority) > 0 {
 		dst = appendField(dst, "X-Forwarded-Host: ", x.req.authority, "")
 	}
 	return dst

@@ -60,11 +60,9 @@ func (m *metrics) countCode(code int) {
 
 func (m *metrics) countError(a *answer) { m.errors.WithLabelValues(a.reason).Inc() }
 
-// countTruncated counts a response that ended before its body did.
-func (m *metrics) countTruncated(ours bool) {
-	reason := "truncated"
-	if ours {
-		reason = "truncated_by_limit"
-	}
-	m.errors.WithLabelValues(reason).Inc()
-}
+// The reasons for which a response breaks off, as labels of the error metric beside those of the answers.
+const (
+	reasonClient   = "client_gone"
+	reasonEndpoint = "truncated"
+	reasonLimit    = "stalled"
+)

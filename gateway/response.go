@@ -56,6 +56,9 @@ func (x *exchange) respond() {
 		h.SetServer(serverName)
 	}
 	h.SetProtocol(protocol11)
+	if x.req.version1 {
+		h.Del(fasthttp.HeaderTransferEncoding)
+	}
 	if x.req.close || x.g.draining.Load() || !x.requestRead() {
 		h.SetConnectionClose()
 		x.c.linger = !x.requestRead()
@@ -137,7 +140,7 @@ func (x *exchange) WriteTo(w io.Writer) (written int64, err error) {
 			x.setTrailers()
 			return written, nil
 		case err != nil:
-			x.truncated(err)
+			x.brokeOff(err)
 			return written, err
 		}
 	}
@@ -174,15 +177,23 @@ func (x *exchange) splice(w *bufio.Writer) (int64, error) {
 	return n, x.out.took(n, err)
 }
 
-// truncated notes a response that broke off.
-func (x *exchange) truncated(err error) {
-	x.g.metrics.countTruncated(errors.Is(err, net.ErrClosed))
-	x.g.log.Debug("response cut short", "endpoint", x.endpoint.Addr().String(), "err", err)
+// brokeOff counts a response that ended before its body did, by whose fault it was.
+func (x *exchange) brokeOff(err error) {
+	reason := reasonClient
+	switch {
+	case errors.Is(err, net.ErrClosed): // by the watcher
+		reason = reasonLimit
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errChunk), peek(x.up.raw) == peekClosed:
+		reason = reasonEndpoint
+	}
+	x.g.metrics.errors.WithLabelValues(reason).Inc()
+	x.g.log.Debug("response broke off", "endpoint", x.endpoint.Addr().String(), "reason", reason, "err", err)
 }
 
 // setTrailers announces and sets the trailers that came; fasthttp leaves out what must not be one.
 func (x *exchange) setTrailers() {
 	h := &x.ctx.Response.Header
+	h.SetTrailerBytes(nil) // what was announced may not have come
 	for section := x.out.trailers; ; {
 		name, value, rest, problem := nextField(section)
 		if problem != nil || len(name) == 0 {
@@ -221,7 +232,6 @@ func (x *exchange) finish() {
 // is the end of the body.
 func (x *exchange) takeOver() {
 	h := &x.ctx.Response.Header
-	h.Del(fasthttp.HeaderTransferEncoding)
 	h.SetConnectionClose()
 	head := bytes.Clone(h.Header())
 	x.c.handover = x // the hijack handler is not called if earlier responses cannot be written

@@ -95,7 +95,9 @@ func (g *Gateway) Serve(ctx context.Context) error {
 	connections.Wait()
 	stopWatching()
 	watcher.Wait()
-	g.setPools(nil)
+	for _, p := range g.state.Load().pools {
+		p.close()
+	}
 	g.log.InfoContext(ctx, "http drained", "cut", cut)
 	return nil
 }
@@ -148,7 +150,9 @@ func (g *Gateway) drain() int {
 	}
 	left := g.connections()
 	for _, c := range left {
+		c.mu.Lock()
 		c.cut()
+		c.mu.Unlock()
 	}
 	return len(left)
 }

@@ -255,17 +255,43 @@ func TestTimeouts(t *testing.T) {
 
 // A client that takes nothing of its response is cut, and its endpoint freed.
 func TestWriteTimeout(t *testing.T) {
-	freed := make(chan bool)
+	for _, head := range []string{"\r\n", "Content-Length: 100000000000\r\n\r\n"} {
+		t.Run(fmt.Sprintf("%.7q", head), func(t *testing.T) {
+			freed := make(chan bool)
+			e := start(t, Options{WriteTimeout: 50 * time.Millisecond})
+			e.serve(t, map[string][]string{" /": {rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+				readBlock(br)
+				io.WriteString(c, "HTTP/1.1 200 OK\r\n"+head)
+				io.Copy(c, zeros{}) // until the connection is cut
+				close(freed)
+			})}})
+			c := dial(t, e)
+			c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+			<-freed
+		})
+	}
+}
+
+// The same for a client that floods with requests and takes none of the answers.
+func TestWriteTimeoutOfAnswers(t *testing.T) {
 	e := start(t, Options{WriteTimeout: 50 * time.Millisecond})
-	e.serve(t, map[string][]string{" /": {rawBackend(t, func(c net.Conn, br *bufio.Reader) {
-		readBlock(br)
-		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
-		io.Copy(c, zeros{}) // until the connection is cut
-		close(freed)
-	})}})
 	c := dial(t, e)
-	c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-	<-freed
+	flood := strings.Repeat("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 1000)
+	for {
+		if _, err := io.WriteString(c, flood); err != nil {
+			break
+		}
+	}
+	wait(t, "the connection is gone", func() bool { return len(e.connections()) == 0 })
+}
+
+// Defect 13: it is not the client's fault if its endpoint dies while the client still sends.
+func TestEndpointDiesDuringUpload(t *testing.T) {
+	c := dial(t, one(t, rawBackend(t, func(c net.Conn, br *bufio.Reader) { readBlock(br) })))
+	c.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 20000\r\n\r\nx")
+	if resp, _ := c.response("PUT"); resp.StatusCode != 502 {
+		t.Errorf("got %d, want 502", resp.StatusCode)
+	}
 }
 
 // Defect 11: a client that leaves ends the work for it, while its endpoint thinks and while it streams.

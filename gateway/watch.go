@@ -65,6 +65,11 @@ func (c *conn) check(now uint32) {
 	defer c.mu.Unlock()
 	limit := &c.g.limits
 	quiet := now - c.progress.Load()
+	if c.stuck(quiet) {
+		c.end(verdictSlowClient)
+		c.cut()
+		return
+	}
 	switch c.phase {
 	case phaseHead:
 		c.checkHead(now - c.since)
@@ -82,16 +87,23 @@ func (c *conn) check(now uint32) {
 			c.end(verdictGone)
 		}
 	case phaseRespond:
-		switch writing := c.writing.Load(); {
-		case writing && quiet > limit.write:
-			c.end(verdictSlowClient)
-			c.Conn.Close()
-		case !writing && quiet > limit.stream:
+		switch {
+		case c.writing.Load():
+		case quiet > limit.stream:
 			c.end(verdictSlowServer)
-		case !writing && !c.reading.Load() && quiet >= limit.probe && c.gone(now):
+		case !c.reading.Load() && quiet >= limit.probe && c.gone(now):
 			c.end(verdictGone)
 		}
 	}
+}
+
+// stuck reports whether the client has taken nothing of what is there for it. While the kernel moves bytes between
+// two sockets, that is so if the endpoint has sent more.
+func (c *conn) stuck(quiet uint32) bool {
+	if quiet <= c.g.limits.write {
+		return false
+	}
+	return c.writing.Load() || c.splicing.Load() && c.up != nil && peek(c.up.raw) == peekBytes
 }
 
 // checkHead ends the wait for a request's header: with 408 if some of it came, else without a word.
@@ -111,16 +123,13 @@ func (c *conn) checkHead(age uint32) {
 	}
 }
 
-// end closes the upstream connection, which wakes whoever waits for it. It needs c.mu.
+// end closes the upstream connection, which wakes the handler. It needs c.mu.
 func (c *conn) end(v verdict) {
 	if c.up == nil || c.verdict != verdictNone {
 		return
 	}
 	c.verdict = v
 	c.up.tcp.Close()
-	if v == verdictSlowClient {
-		c.Conn.SetReadDeadline(past)
-	}
 }
 
 // past is a deadline that wakes a Read at once.
