@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 
@@ -44,14 +45,14 @@ func normalizePath(path string) (_, why string) {
 			}
 			c = unhex(path[i+1])<<4 | unhex(path[i+2])
 			i += 2
-			if c == '/' {
-				return "", `has an encoded "/"`
+			if c == '/' || c == 0 {
+				return "", "has an encoded slash or NUL"
 			}
 			writeEncoded(&b, c, isUnreserved(c))
 			continue
 		}
-		if c == '?' || c == '#' {
-			return "", "has a " + string(c) + ", which is never part of a path"
+		if c < ' ' || c == 0x7f || strings.IndexByte(`?#\`, c) >= 0 {
+			return "", fmt.Sprintf("has a %q, which is never part of a path", c)
 		}
 		writeEncoded(&b, c, isPathByte(c))
 	}
@@ -98,8 +99,11 @@ func isUnreserved(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~", c) >= 0
 }
 
-// isPathByte says whether c may stand in a path as it is (RFC 3986 section 3.3, pchar and "/").
-func isPathByte(c byte) bool { return isUnreserved(c) || strings.IndexByte("!$&'()*+,;=:@/", c) >= 0 }
+// isPathByte says whether c may stand in a path as it is: RFC 3986 section 3.3, pchar and "/", and four more that
+// browsers send unescaped.
+func isPathByte(c byte) bool {
+	return isUnreserved(c) || strings.IndexByte("!$&'()*+,;=:@/"+"[]|^", c) >= 0
+}
 
 func isHex(c byte) bool { return c >= '0' && c <= '9' || c|0x20 >= 'a' && c|0x20 <= 'f' }
 
