@@ -2,6 +2,7 @@ package rules
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/coreos/go-iptables/iptables"
 )
@@ -22,11 +23,23 @@ var hooks = [...]hook{
 // line is the hook as iptables-save prints it.
 func (h hook) line() string { return "-A " + h.from + " -j " + h.to }
 
-// ensureHooks makes the jumps that are missing.
-func ensureHooks(ipt *iptables.IPTables) error {
+// ensureHooks makes the jumps that are missing, and adds the chains made for them to found. It runs while these are
+// still empty: each command of iptables-legacy copies its whole table.
+func ensureHooks(ipt *iptables.IPTables, found map[string]remnant) error {
 	for _, h := range hooks {
-		if err := ipt.InsertUnique(h.table, h.from, 1, "-j", h.to); err != nil {
-			return fmt.Errorf("jump from %s %s to %s: %w", h.table, h.from, h.to, err)
+		has := found[h.table]
+		if slices.Contains(has.jumps, h.line()) {
+			continue
+		}
+		if !slices.Contains(has.chains, h.to) {
+			if err := ipt.NewChain(h.table, h.to); err != nil {
+				return fmt.Errorf("make chain %s in table %s: %w", h.to, h.table, err)
+			}
+			has.chains = append(has.chains, h.to)
+			found[h.table] = has
+		}
+		if err := ipt.Insert(h.table, h.from, 1, "-j", h.to); err != nil {
+			return fmt.Errorf("jump from %s to %s in table %s: %w", h.from, h.to, h.table, err)
 		}
 	}
 	return nil

@@ -117,7 +117,7 @@ func deletions(jumps []string) []string {
 // it is for the start and for cleaning up.
 func (f flavour) find(ctx context.Context) (map[string]remnant, error) {
 	if f.backend == BackendLegacy && !legacyInUse() {
-		return nil, nil
+		return map[string]remnant{}, nil
 	}
 	cmd := exec.CommandContext(ctx, f.command+"-save")
 	out, err := cmd.Output()

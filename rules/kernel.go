@@ -171,6 +171,9 @@ func (k *Kernel) applyAll(ctx context.Context, want Ruleset) (changed bool, err 
 	if err != nil {
 		return false, err
 	}
+	if err := ensureHooks(k.ipt, found); err != nil {
+		return true, err
+	}
 	for _, t := range want.Tables {
 		old := found[t.Name]
 		delete(found, t.Name)
@@ -178,9 +181,6 @@ func (k *Kernel) applyAll(ctx context.Context, want Ruleset) (changed bool, err 
 		if err := k.flavour.restore(ctx, t.change(t.Chains, t.without(old.chains), deletions(stale))); err != nil {
 			return true, fmt.Errorf("table %s: %w", t.Name, err)
 		}
-	}
-	if err := ensureHooks(k.ipt); err != nil {
-		return true, err
 	}
 	for table, old := range found {
 		if err := k.flavour.restore(ctx, old.remove(table)); err != nil {

@@ -43,19 +43,20 @@ func (t *target) rules() int {
 
 // send appends the rules that send what matches to one of the target's destinations, or has it refused.
 //
-// The endpoint is chosen by a hash of source address and port. The nat table sees only the first packet of a
-// connection; conntrack keeps the rest of it with the same endpoint.
+// The endpoint is chosen by a hash of source address and port, which leaves a slot in the mark. The nat table sees only
+// the first packet of a connection; conntrack keeps the rest of it with the same endpoint. Slots are numbered through the
+// chain, so that the mark alone leads to the endpoint: iptables-nft takes its time by the number of matches.
 func (r *renderer) send(c *chain, match string, t *target) {
 	n := len(t.dnat)
-	c.rule(match, t.comment, r.choose(n))
-	switch {
-	case n > inlineDestinations:
+	if n > inlineDestinations {
+		c.rule(match, t.comment, r.choose(0, n))
 		c.rule(match, "-g", r.spread(t))
-	case n > 0:
-		for slot, dnat := range t.dnat[:n-1] {
-			c.rule(match, r.slotMatch(slot), dnat)
-		}
-		c.rule(match, t.dnat[n-1]) // the slot that is left
+		return
+	}
+	c.rule(match, t.comment, r.choose(c.slots, n))
+	for _, dnat := range t.dnat {
+		c.rule("-p", t.protocol, r.slotMatch(c.slots), dnat) // DNAT to a port wants a protocol
+		c.slots++
 	}
 }
 
@@ -70,29 +71,29 @@ func (r *renderer) spread(t *target) string {
 	items := make([]item, len(t.dnat))
 	for slot, dnat := range t.dnat {
 		items[slot] = item{key: slotKey(slot), bits: slotBits, rules: 1, write: func(c *chain) {
-			c.rule("-p", t.protocol, r.slotMatch(slot), dnat) // DNAT to a port wants a protocol
+			c.rule("-p", t.protocol, r.slotMatch(slot), dnat)
 		}}
 	}
-	tree{b: r.nat, name: name, by: bySlot(r.o.owner() | verdictMasquerade)}.build(items)
+	tree{b: r.nat, name: name, by: bySlot(r.slotMark(0))}.build(items)
 	return name
 }
 
-// choose sets the mark: the verdict and, out of several destinations, a slot below n.
-func (r *renderer) choose(n int) string {
-	switch masquerade := r.o.owner() | verdictMasquerade; n {
+// choose sets the mark: the verdict and, with n destinations, one of n slots from the first one on.
+func (r *renderer) choose(first, n int) string {
+	switch mark := r.slotMark(first); n {
 	case 0:
 		return setMark(r.o.owner() | verdictReject)
 	case 1:
-		return setMark(masquerade)
+		return setMark(mark)
 	default:
-		return "-j HMARK --hmark-tuple src,sport --hmark-mod " + strconv.Itoa(n) + " --hmark-offset " + hexMark(masquerade) +
+		return "-j HMARK --hmark-tuple src,sport --hmark-mod " + strconv.Itoa(n) + " --hmark-offset " + hexMark(mark) +
 			" --hmark-rnd " + hexMark(r.o.HashSeed)
 	}
 }
 
-func (r *renderer) slotMatch(slot int) string {
-	return "-m mark --mark " + hexMark(r.o.owner()|verdictMasquerade|uint32(slot))
-}
+func (r *renderer) slotMark(slot int) uint32 { return r.o.owner() | verdictMasquerade | uint32(slot) }
+
+func (r *renderer) slotMatch(slot int) string { return "-m mark --mark " + hexMark(r.slotMark(slot)) }
 
 func setMark(mark uint32) string { return "-j MARK --set-xmark " + markValue(mark, wholeMask) }
 

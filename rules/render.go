@@ -99,18 +99,27 @@ func (r *renderer) services() {
 		for i, v := range r.vips {
 			items[i] = r.vipItem(v)
 		}
-		tree{b: r.nat, name: "SALLY-VIP", by: byDestination, miss: miss}.enter(root, items)
+		tree{b: r.nat, name: "SALLY-VIP", by: byDestination, stop: noNodePorts, miss: miss}.enter(root, items)
 	}
 	if miss != "" {
 		root.rule(miss)
 	}
 }
 
-// vipItem gives the rules of one VIP: inline, or by a tree over its ports where there are many. Its last rule ends
-// the walk, so that no NodePort is served at a VIP.
+// noNodePorts ends the walk for the VIPs of a leaf: NodePorts are not served there.
+func noNodePorts(c *chain, vips []item) {
+	addrs := make([]netip.Addr, len(vips))
+	for i, v := range vips {
+		addrs[i] = v.key.addr()
+	}
+	for _, p := range merge(addrs) {
+		c.rule("-d", p.String(), "-j RETURN")
+	}
+}
+
+// vipItem gives the rules of one VIP: inline, or by a tree over its ports where there are many.
 func (r *renderer) vipItem(v vip) item {
-	match := "-d " + v.addr.String() + "/32"
-	it := item{key: addrKey(v.addr), bits: v.addr.BitLen(), rules: 1}
+	it := item{key: addrKey(v.addr), bits: v.addr.BitLen()}
 	for _, list := range v.ports {
 		for _, p := range list {
 			it.rules += p.rules()
@@ -118,12 +127,9 @@ func (r *renderer) vipItem(v vip) item {
 	}
 	write := r.vipInline
 	if it.rules > leafRules {
-		it.rules, write = len(v.ports)+1, r.vipTrees
+		it.rules, write = len(v.ports), r.vipTrees
 	}
-	it.write = func(c *chain) {
-		write(c, match, v)
-		c.rule(match, "-j RETURN")
-	}
+	it.write = func(c *chain) { write(c, "-d "+v.addr.String()+"/32", v) }
 	return it
 }
 

@@ -124,8 +124,9 @@ func (b *builder) table() Table {
 
 // A chain is a Chain in the making.
 type chain struct {
-	name string
-	text []byte
+	name  string
+	text  []byte
+	slots int // hash slots that the rules so far use
 }
 
 // rule appends one rule, given in parts that are joined by spaces; empty parts are left out.

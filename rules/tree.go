@@ -87,7 +87,10 @@ type tree struct {
 	b    *builder
 	name string // of the first chain, and what the names of all others begin with
 	by   space
-	miss string // rule at the end of each chain, for what no item takes; empty returns to where the tree was entered
+	// stop, if set, appends rules to a leaf after its items.
+	stop func(*chain, []item)
+	// miss is the rule at the end of each chain, for what no item takes; empty returns to where the tree was entered.
+	miss string
 }
 
 // enter builds the tree and appends the rules that lead there. Addresses that lie far apart get a rule each, so that
@@ -114,9 +117,7 @@ func (t tree) build(items []item) { t.fill(t.b.chain(t.name), items) }
 
 func (t tree) fill(c *chain, items []item) {
 	if isLeaf(items) {
-		for _, it := range items {
-			it.write(c)
-		}
+		t.leaf(c, items)
 	} else {
 		for _, b := range split(items) {
 			next := t.b.chain(t.name + "-" + t.by.label(b.items[0].key, b.bits))
@@ -126,6 +127,15 @@ func (t tree) fill(c *chain, items []item) {
 	}
 	if t.miss != "" {
 		c.rule(t.miss)
+	}
+}
+
+func (t tree) leaf(c *chain, items []item) {
+	for _, it := range items {
+		it.write(c)
+	}
+	if t.stop != nil {
+		t.stop(c, items)
 	}
 }
 
