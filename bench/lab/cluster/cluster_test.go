@@ -50,9 +50,12 @@ spec:
   ports: [{port: 80, targetPort: 9376}]
 `
 
-// get requests / from host at the address.
+// get requests / from host at the address. It gives up after a second: packets to a pod that has just gone are lost until
+// kube-proxy has followed.
 func get(host *Host, addr netip.Addr, port int32) (string, error) {
-	response, err := host.HTTPClient().Get("http://" + netip.AddrPortFrom(addr, uint16(port)).String())
+	client := host.HTTPClient()
+	client.Timeout = time.Second
+	response, err := client.Get("http://" + netip.AddrPortFrom(addr, uint16(port)).String())
 	if err != nil {
 		return "", err
 	}
