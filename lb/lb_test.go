@@ -36,7 +36,7 @@ const field = "metadata.annotations[sallyport.io/load-balancer-ips]"
 // service asks for addresses, which are separated by spaces.
 func service(name string, created int, addresses string) model.Service {
 	s := model.Service{Ref: model.ObjectRef{Kind: "Service", Namespace: "shop", Name: name}, Created: day(created), LoadBalancer: true}
-	for _, a := range strings.Fields(addresses) {
+	for a := range strings.FieldsSeq(addresses) {
 		s.RequestField = field
 		s.RequestedVIPs = append(s.RequestedVIPs, netip.MustParseAddr(a))
 	}

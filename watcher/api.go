@@ -167,10 +167,10 @@ func (a *API) prepare(k *kind, changed func()) error {
 			return
 		}
 		failures.Inc()
+		k.errors.report(err)
 		if isDenied(err) && k.denied.CompareAndSwap(false, true) {
 			changed() // the others need not wait any longer
 		}
-		k.errors.report(err)
 	}))
 }
 

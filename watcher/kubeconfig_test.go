@@ -82,7 +82,7 @@ func TestKubeconfigFound(t *testing.T) {
 			if c.Host != tt.wantHost || c.BearerToken != tt.wantToken || c.QPS < 50 {
 				t.Errorf("got host %s token %q QPS %v", c.Host, c.BearerToken, c.QPS)
 			}
-			for _, part := range strings.Fields(tt.wantOriginParts) {
+			for part := range strings.FieldsSeq(tt.wantOriginParts) {
 				if !strings.Contains(origin, part) {
 					t.Errorf("origin %q lacks %q", origin, part)
 				}
@@ -97,7 +97,7 @@ func TestKubeconfigErrors(t *testing.T) {
 		prepare func(t *testing.T, dir string) (path, context string)
 		want    string // with DIR for the test's folder
 	}{
-		{"the file given is missing", func(t *testing.T, dir string) (string, string) { return dir + "/missing", "" },
+		{"the file given is missing", func(_ *testing.T, dir string) (string, string) { return dir + "/missing", "" },
 			"kubeconfig DIR/missing: no such file or directory: give an existing file by --kubeconfig"},
 		{"no file of $KUBECONFIG exists", func(t *testing.T, dir string) (string, string) {
 			t.Setenv("KUBECONFIG", dir+"/a::"+dir+"/b")
@@ -118,7 +118,7 @@ func TestKubeconfigErrors(t *testing.T) {
 			t.Setenv("KUBECONFIG", kubeconfig(t, dir+"/good", "a", "", "a")+":"+dir+"/f")
 			return "", ""
 		}, "kubeconfig DIR/f:2: not a kubeconfig: did not find expected node content"},
-		{"a folder", func(t *testing.T, dir string) (string, string) { return dir, "" }, "kubeconfig DIR: is a directory"},
+		{"a folder", func(_ *testing.T, dir string) (string, string) { return dir, "" }, "kubeconfig DIR: is a directory"},
 		{"an empty file", func(t *testing.T, dir string) (string, string) {
 			write(t, dir+"/f", "")
 			return dir + "/f", ""

@@ -120,7 +120,9 @@ func (m *Manifests) reload() error {
 		files[name] = m.readFile(name)
 		all.Merge(files[name])
 	}
-	m.report(all.Errors, "manifest not used")
+	for _, e := range all.Errors {
+		m.o.Log.Error("manifest not used", "at", e.String(), "err", e.Err)
+	}
 	m.files, m.cluster, m.read = files, all.Objects, true
 	m.cluster.Name = m.o.Cluster
 	return nil
@@ -136,19 +138,15 @@ func (m *Manifests) readFile(name string) objects.Manifest {
 	}
 	next := objects.Parse(name, data)
 	for _, w := range next.Warnings {
-		m.o.Log.Warn("manifest has an unknown field", "at", w.Position.String(), "err", w.Err)
+		m.o.Log.Warn("manifest has an unknown field", "at", w.String(), "err", w.Err)
 	}
 	if known && len(last.Errors) == 0 && len(next.Errors) > 0 {
-		m.report(next.Errors, "manifest broken, its last good objects stay")
+		for _, e := range next.Errors {
+			m.o.Log.Error("manifest broken, its last good objects stay", "at", e.String(), "err", e.Err)
+		}
 		return last
 	}
 	return next
-}
-
-func (m *Manifests) report(errs []objects.Error, message string) {
-	for _, e := range errs {
-		m.o.Log.Error(message, "at", e.Position.String(), "err", e.Err)
-	}
 }
 
 // Objects returns what was read last. ok is false before the first time.

@@ -129,10 +129,10 @@ func (k *kind) checkMeta(o metav1.Object) error {
 		return errors.New("metadata.name is missing")
 	}
 	if len(validation.IsDNS1123Subdomain(o.GetName())) > 0 {
-		return fmt.Errorf("metadata.name %q is no name: use lower-case letters, digits, - and .", o.GetName())
+		return fmt.Errorf("metadata.name %q is no name: use lower-case letters, digits, dots and hyphens", o.GetName())
 	}
 	if k.namespaced && len(validation.IsDNS1123Label(o.GetNamespace())) > 0 {
-		return fmt.Errorf("metadata.namespace %q is no name: use lower-case letters, digits and -", o.GetNamespace())
+		return fmt.Errorf("metadata.namespace %q is no name: use lower-case letters, digits and hyphens", o.GetNamespace())
 	}
 	return nil
 }

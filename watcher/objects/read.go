@@ -59,7 +59,7 @@ type Error struct {
 }
 
 // Error gives "file:line: what is wrong".
-func (e Error) Error() string { return e.Position.String() + ": " + e.Err.Error() }
+func (e Error) Error() string { return e.String() + ": " + e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e Error) Unwrap() error { return e.Err }

@@ -68,8 +68,8 @@ func TestParse(t *testing.T) {
 		{"no kind", "apiVersion: v1\n", "error f.yaml:1: not a Kubernetes object: apiVersion or kind is missing\n"},
 		{"not an object", "- a\n- b\n", "error f.yaml:1: not a Kubernetes object: apiVersion, kind and metadata are expected at the top\n"},
 		{"a name that no API server takes", "apiVersion: v1\nkind: Node\nmetadata: {name: \"n1; drop\"}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: Shop}\n",
-			"error f.yaml:1: Node n1; drop: metadata.name \"n1; drop\" is no name: use lower-case letters, digits, - and .\n" +
-				"error f.yaml:5: Service web: metadata.namespace \"Shop\" is no name: use lower-case letters, digits and -\n"},
+			"error f.yaml:1: Node n1; drop: metadata.name \"n1; drop\" is no name: use lower-case letters, digits, dots and hyphens\n" +
+				"error f.yaml:5: Service web: metadata.namespace \"Shop\" is no name: use lower-case letters, digits and hyphens\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := summary(Parse("f.yaml", []byte(tt.in))); got != tt.want {

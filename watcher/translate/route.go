@@ -16,7 +16,7 @@ type candidate struct {
 // resolveRoutes orders the routes and keeps the oldest of those that want the same requests. Within one Ingress the
 // first in its list stays.
 func resolveRoutes(s *model.Snapshot, all []candidate) {
-	slices.SortStableFunc(all, func(a, b candidate) int { return a.Route.Compare(b.Route) })
+	slices.SortStableFunc(all, func(a, b candidate) int { return a.Compare(b.Route) })
 	for _, c := range all {
 		if n := len(s.Routes); n > 0 && sameRequests(&s.Routes[n-1], &c.Route) {
 			s.Problems = append(s.Problems, model.Problem{Object: c.Ref, Field: c.field, Reason: model.ReasonDuplicateRoute,

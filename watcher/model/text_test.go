@@ -1,0 +1,62 @@
+package model
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func TestWriteText(t *testing.T) {
+	web := ObjectRef{Cluster: "east", Kind: "Service", Namespace: "shop", Name: "web"}
+	s := Snapshot{
+		Generation: 7,
+		Nodes: []Node{
+			{Ref: ObjectRef{Kind: "Node", Name: "n1"}, Ready: true, Reach: ReachPods, Zone: "a",
+				InternalIPs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
+				PodCIDRs:    []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
+			{Ref: ObjectRef{Kind: "Node", Name: "n2"}, Reach: ReachNodes},
+		},
+		Services: []Service{{Ref: web, LoadBalancer: true, RequestField: "spec.loadBalancerIP",
+			RequestedVIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10")}, VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10")},
+			Ports: []ServicePort{
+				{Name: "http", Protocol: TCP, Port: 80, NodePort: 30080,
+					Endpoints: []Endpoint{{Addr: netip.MustParseAddrPort("10.244.1.5:8080"), Node: "n1", Pod: "web-0", Zone: "a", Ready: true, Serving: true},
+						{Addr: netip.MustParseAddrPort("10.244.2.5:8080"), Serving: true, Terminating: true}},
+					Destinations: []Destination{{Addr: netip.MustParseAddrPort("10.0.0.2:30080"), Reach: ReachNodes, Node: "n2"},
+						{Addr: netip.MustParseAddrPort("10.244.1.5:8080"), Reach: ReachPods, Node: "n1"}}},
+				{Protocol: UDP, Port: 53},
+			}}},
+		Routes: []Route{
+			{Ref: ObjectRef{Kind: "Ingress", Namespace: "shop", Name: "web"}, Match: MatchDefault},
+			{Ref: ObjectRef{Kind: "Ingress", Namespace: "shop", Name: "web"}, Host: "a.example.com", Path: "/cart", Match: MatchExact,
+				Backends: []Backend{{Service: web, Port: 80, Weight: 9}, {Service: web, Port: 81, Weight: 1}}},
+		},
+		Problems: []Problem{{Object: web, Field: "spec.x", Reason: ReasonUnsupported, Message: "no"}, {Object: web, Reason: ReasonInvalidField, Message: "bad"}},
+	}
+	want := `node n1 Ready reach pods InternalIP 10.0.0.1,fd00::1 podCIDRs 10.244.1.0/24 zone a
+node n2 NotReady reach nodes
+service east:shop/web LoadBalancer requests 192.0.2.10 by spec.loadBalancerIP VIPs 192.0.2.10
+  port http 80/TCP nodePort 30080 -> 10.0.0.2:30080 of node n2, 10.244.1.5:8080
+    endpoint 10.244.1.5:8080 ready serving pod web-0 node n1 zone a
+    endpoint 10.244.2.5:8080 serving terminating
+  port 53/UDP -> none
+route any-host Default -> none by Ingress shop/web
+route a.example.com Exact /cart -> east:shop/web:80 weight 9, east:shop/web:81 weight 1 by Ingress shop/web
+problem Service east:shop/web: spec.x: no (Unsupported)
+problem Service east:shop/web: bad (InvalidField)
+`
+	var b strings.Builder
+	if err := s.WriteText(&b); err != nil || b.String() != want {
+		t.Errorf("%v, got\n%s\nwant\n%s", err, b.String(), want)
+	}
+	if err := s.WriteText(brokenPipe{}); !errors.Is(err, errBroken) {
+		t.Errorf("a failed write gives %v", err)
+	}
+}
+
+var errBroken = errors.New("broken pipe")
+
+type brokenPipe struct{}
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, errBroken }
