@@ -102,7 +102,7 @@ func (k *Kernel) vips(ctx context.Context, s *model.Snapshot) ([]netip.Addr, *mo
 	isOwn := func(a netip.Addr) bool {
 		link, found := own[a]
 		if found {
-			k.sayOnce(ctx, a.String(), "address left out as VIP: the edge has it for itself", "link", link)
+			k.sayOnce(ctx, a.String(), "address left out as VIP: the edge has it for itself", "linkIndex", link)
 		}
 		return found
 	}

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 
 	"sallyport/watcher/model"
 )
@@ -237,6 +239,13 @@ func TestRoutes(t *testing.T) {
 			t.Errorf("%s:\n%s\nwant\n%s", tt.why, got, tt.want)
 		}
 	}
+	reconcile(nodes(node("a", "10.0.0.11", "10.1.0.0/24")))
+	in(t, n.edge, func() { sh(t, "ip", "route", "add", "10.1.0.0/24", "via", "10.0.0.98", "metric", "50") })
+	reconcile(nodes(node("a", "10.0.0.11", "10.1.0.0/24")))
+	if got, want := routes(), "10.1.0.0/24 via 10.0.0.98 dev back metric 50\n"+foreign; got != want {
+		t.Errorf("another program adds a route later:\n%s\nwant\n%s", got, want)
+	}
+	in(t, n.edge, func() { sh(t, "ip", "route", "del", "10.1.0.0/24", "metric", "50") })
 	startKernel(t, n, Options{Reach: model.ReachNodes})(nodes(node("a", "10.0.0.11", "10.1.0.0/24")))
 	if got := routes(); got != foreign {
 		t.Errorf("reach nodes:\n%s\nwant\n%s", got, foreign)
@@ -345,6 +354,27 @@ func TestNoIPTables(t *testing.T) {
 	_, err := NewKernel(Options{})
 	if err == nil || !strings.Contains(err.Error(), "apt-get install iptables") {
 		t.Errorf("got error %v, want one that says what to do", err)
+	}
+}
+
+func TestNoPrivilege(t *testing.T) {
+	runtime.LockOSThread() // never unlocked: the thread ends with the test
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	data[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range map[string]func() error{
+		"NewKernel": func() error { _, err := NewKernel(Options{}); return err },
+		"Cleanup":   func() error { _, err := Cleanup(context.Background(), Options{}); return err },
+	} {
+		if err := f(); err == nil || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
+			t.Errorf("%s: got error %v, want one that names CAP_NET_ADMIN", name, err)
+		}
 	}
 }
 

@@ -177,6 +177,26 @@ func ask(t *testing.T, ns netns.NsHandle, proto, addr string) (answer string) {
 	return exchange(conn)
 }
 
+// ping sends one echo request from a namespace and says whether it was answered.
+func ping(t *testing.T, ns netns.NsHandle, addr string) bool {
+	t.Helper()
+	var conn net.Conn
+	var err error
+	in(t, ns, func() { conn, err = net.Dial("ip4:icmp", addr) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	request := []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0} // RFC 792: type, code, checksum, identifier, sequence
+	if _, err := conn.Write(request); err != nil {
+		t.Fatal(err)
+	}
+	reply := make([]byte, 100)
+	n, err := conn.Read(reply)
+	return err == nil && n >= 8 && reply[0] == 0
+}
+
 func dial(t *testing.T, ns netns.NsHandle, proto, addr string) (conn net.Conn, err error) {
 	t.Helper()
 	in(t, ns, func() { conn, err = net.DialTimeout(proto, addr, 2*time.Second) })
@@ -246,6 +266,11 @@ func TestTraffic(t *testing.T) {
 			service("udp", "198.51.100.10", "UDP 53 30053: 10.1.0.2:9376"),
 		))
 
+		for _, addr := range []string{edgeIP, "198.51.100.10"} {
+			if !ping(t, n.client, addr) {
+				t.Errorf("%s does not answer a ping", addr)
+			}
+		}
 		for _, tt := range []struct{ from, proto, to, want string }{
 			{"client", "tcp", edgeIP + ":30001", "10.1.0.2 10.1.0.3 10.1.0.4"},
 			{"client", "tcp", "198.51.100.10:80", "10.1.0.2 10.1.0.3 10.1.0.4"},

@@ -39,25 +39,36 @@ func (k *Kernel) reconcileRoutes(ctx context.Context, s *model.Snapshot) error {
 	if err != nil {
 		return err
 	}
+	k.leaveForeign(ctx, want, list)
 	for _, r := range list {
+		if r.Protocol != routeProtocol {
+			continue
+		}
 		dst := prefixOf(r.Dst)
 		gateway, wanted := want[dst]
-		switch {
-		case r.Protocol != routeProtocol:
-			if wanted {
-				k.sayOnce(ctx, dst.String(), "route to pods left to another program", "protocol", r.Protocol.String(), "via", r.Gw.String())
+		if wanted {
+			if r.Gw.Equal(gateway.AsSlice()) {
 				delete(want, dst)
 			}
-		case !wanted:
-			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("remove route to %s: %w", dst, err)
-			}
-			k.log.InfoContext(ctx, "route to pods removed", "podCIDR", dst)
-		case r.Gw.Equal(gateway.AsSlice()):
+			continue
+		}
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove route to %s: %w", dst, err)
+		}
+		k.log.InfoContext(ctx, "route to pods removed", "podCIDR", dst)
+	}
+	return k.addRoutes(ctx, want)
+}
+
+// leaveForeign drops from want the networks that someone else has a route to.
+func (k *Kernel) leaveForeign(ctx context.Context, want map[netip.Prefix]netip.Addr, list []netlink.Route) {
+	for _, r := range list {
+		dst := prefixOf(r.Dst)
+		if _, wanted := want[dst]; wanted && r.Protocol != routeProtocol {
+			k.sayOnce(ctx, dst.String(), "route to pods left to another program", "protocol", r.Protocol.String(), "via", r.Gw.String())
 			delete(want, dst)
 		}
 	}
-	return k.addRoutes(ctx, want)
 }
 
 func (k *Kernel) wantRoutes(s *model.Snapshot) map[netip.Prefix]netip.Addr {
