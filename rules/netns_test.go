@@ -194,7 +194,7 @@ func ping(t *testing.T, ns netns.NsHandle, addr string) bool {
 	}
 	reply := make([]byte, 100)
 	n, err := conn.Read(reply)
-	return err == nil && n >= 8 && reply[0] == 0
+	return err == nil && n >= 28 && reply[20] == 0 // behind the IPv4 header: echo reply
 }
 
 func dial(t *testing.T, ns netns.NsHandle, proto, addr string) (conn net.Conn, err error) {
