@@ -4,17 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -43,6 +45,7 @@ type API struct {
 // A kind is one kind of object being watched.
 type kind struct {
 	name     string
+	resource string // in the path of a request, such as "services"
 	informer cache.SharedIndexInformer
 	// denied is set when the API server refuses the kind (403) or does not know it (404): the others do not wait for it.
 	denied atomic.Bool
@@ -57,17 +60,20 @@ func NewAPI(config *rest.Config, o Options) (*API, error) {
 	config.UserAgent = "sallyport/" + o.Version
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	a := &API{o: o}
+	config.Wrap(func(rt http.RoundTripper) http.RoundTripper { return failingRequests{rt, a} })
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("make a client for %s: %w", config.Host, err)
 	}
-	return newAPI(client, o)
+	return a, a.connect(client)
 }
 
-func newAPI(client kubernetes.Interface, o Options) (*API, error) {
+// connect makes the informers.
+func (a *API) connect(client kubernetes.Interface) error {
 	f := informers.NewSharedInformerFactory(client, 0)
-	a := &API{o: o, factory: f}
-	err := errors.Join(
+	a.factory = f
+	return errors.Join(
 		watch(a, "Namespace", f.Core().V1().Namespaces().Informer(), slimNamespace, nil,
 			func(c *objects.Cluster) *[]*corev1.Namespace { return &c.Namespaces }),
 		watch(a, "Node", f.Core().V1().Nodes().Informer(), slimNode, sameNode,
@@ -81,15 +87,16 @@ func newAPI(client kubernetes.Interface, o Options) (*API, error) {
 		watch(a, "Ingress", f.Networking().V1().Ingresses().Informer(), nil, nil,
 			func(c *objects.Cluster) *[]*networkingv1.Ingress { return &c.Ingresses }),
 	)
-	return a, err
 }
 
 // watch adds a kind. slim drops what is not needed from an object, and same says that an update means nothing; either
 // may be nil. field is where a Cluster keeps the kind.
 func watch[P metav1.Object](a *API, name string, i cache.SharedIndexInformer,
 	slim func(P), same func(old, next P) bool, field func(*objects.Cluster) *[]P) error {
+	resource, _ := meta.UnsafeGuessKindToResource(schema.GroupVersionKind{Kind: name})
 	a.kinds = append(a.kinds, &kind{
 		name:     name,
+		resource: resource.Resource,
 		informer: i,
 		errors:   &limitedLog{log: a.o.Log.With("kind", name)},
 		same:     func(old, next any) bool { return same != nil && same(old.(P), next.(P)) },
@@ -140,8 +147,25 @@ func (a *API) Run(ctx context.Context, changed func()) error {
 	}
 	<-ctx.Done()
 	waits.Wait()
-	a.factory.Shutdown() // waits for the informers, which end with ctx
+	a.shutdown()
 	return nil
+}
+
+// shutdownTimeout bounds the wait for informers. They end with Run's context, but one that backs off from an API server
+// which is away (reflector.watchList) looks at it only afterwards, up to half a minute later.
+const shutdownTimeout = time.Second
+
+func (a *API) shutdown() {
+	done := make(chan struct{})
+	go func() {
+		a.factory.Shutdown()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(shutdownTimeout):
+		a.o.Log.Debug("leaving informers that back off")
+	}
 }
 
 // prepare connects a kind's informer. The handlers only mark that something changed: the caches are listed later, once
@@ -161,26 +185,10 @@ func (a *API) prepare(k *kind, changed func()) error {
 			}
 		},
 	})
-	failures := a.o.Metrics.watchErrors.WithLabelValues(k.name)
 	return errors.Join(err, k.informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
-		if endsNormally(err) {
-			return
-		}
-		failures.Inc()
-		k.errors.report(err)
-		if isDenied(err) && k.denied.CompareAndSwap(false, true) {
-			changed() // the others need not wait any longer
-		}
+		a.watchFailed(k, err, changed)
 	}))
 }
-
-// endsNormally says whether a watch ended as they all do from time to time.
-func endsNormally(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
-}
-
-// isDenied says whether the API server refuses the kind to us, or does not know it. The informer keeps asking.
-func isDenied(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsNotFound(err) }
 
 // Objects lists the caches. ok is false until each kind was read once or is denied.
 func (a *API) Objects() (_ objects.Cluster, ok bool) {

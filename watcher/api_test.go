@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
@@ -76,6 +76,16 @@ func testOptions(log *slog.Logger) Options {
 	return Options{Cluster: "east", Version: "v1.2.3", Log: log, Metrics: NewMetrics(nil)}
 }
 
+// fakeAPI is the source of a cluster that is not there.
+func fakeAPI(t *testing.T, client kubernetes.Interface, log *slog.Logger) *API {
+	t.Helper()
+	a := &API{o: testOptions(log)}
+	if err := a.connect(client); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
 // A safeBuffer collects log lines of several goroutines.
 type safeBuffer struct {
 	mu sync.Mutex
@@ -109,10 +119,7 @@ func TestAPIFollowsChanges(t *testing.T) {
 		&networkingv1.Ingress{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}},
 		&networkingv1.IngressClass{ObjectMeta: metav1.ObjectMeta{Name: "sallyport"}},
 	)
-	a, err := newAPI(client, testOptions(log))
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := fakeAPI(t, client, log)
 	if _, ok := a.Objects(); ok {
 		t.Error("there are objects before Run")
 	}
@@ -155,10 +162,7 @@ func TestAPIDeniedKindsStopNoOther(t *testing.T) {
 			log, lines := textLog()
 			client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}})
 			refuse(client, "ingresses", tt.err)
-			a, err := newAPI(client, testOptions(log))
-			if err != nil {
-				t.Fatal(err)
-			}
+			a := fakeAPI(t, client, log)
 			eventually(t, start(t, a), "synced", ready(a))
 			if c, _ := a.Objects(); len(c.Services) != 1 || len(c.Ingresses) != 0 {
 				t.Errorf("got %+v", c)
@@ -175,21 +179,13 @@ func TestAPIWaitsForPermittedKinds(t *testing.T) {
 	log, lines := textLog()
 	client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}})
 	refuse(client, "nodes", apierrors.NewServiceUnavailable("starting"))
-	a, err := newAPI(client, testOptions(log))
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := fakeAPI(t, client, log)
 	changes := start(t, a)
-	eventually(t, changes, "the Services are read", func() bool { return a.find("Service").informer.HasSynced() })
+	eventually(t, changes, "the Services are read", func() bool { return a.kindOf("services").informer.HasSynced() })
 	eventually(t, tick(t), "the failure is logged", func() bool { return strings.Contains(lines.String(), "kind=Node") })
 	if c, ok := a.Objects(); ok {
 		t.Errorf("there are objects without Nodes: %+v", c)
 	}
-}
-
-// find returns the kind of that name.
-func (a *API) find(name string) *kind {
-	return a.kinds[slices.IndexFunc(a.kinds, func(k *kind) bool { return k.name == name })]
 }
 
 // tick has something often, for conditions that no change announces.
@@ -236,10 +232,7 @@ func TestAPICacheIsSlim(t *testing.T) {
 	service := &corev1.Service{ObjectMeta: meta("shop", "web")}
 
 	log, _ := textLog()
-	a, err := newAPI(fake.NewClientset(node, slice, service), testOptions(log))
-	if err != nil {
-		t.Fatal(err)
-	}
+	a := fakeAPI(t, fake.NewClientset(node, slice, service), log)
 	eventually(t, start(t, a), "synced", ready(a))
 	c, _ := a.Objects()
 	if got := c.Services[0]; got.ManagedFields != nil || got.OwnerReferences != nil || got.Finalizers != nil || fmt.Sprint(got.Annotations) != "map[keep:me]" || len(got.Labels) != 3 {
@@ -297,6 +290,30 @@ func TestAPIRequests(t *testing.T) {
 	got := <-requests
 	if got.agent != "sallyport/v1.2.3" || !strings.HasPrefix(got.accept, "application/vnd.kubernetes.protobuf") {
 		t.Errorf("got %+v", got)
+	}
+	if n := counted(t, registry, "sallyport_api_watch_errors_total"); n < len(a.kinds) {
+		t.Errorf("%d watch errors were counted, want one for each of %d kinds", n, len(a.kinds))
+	}
+}
+
+// TestAPIServerAway has nobody listen: the informers try again in silence, but we tell.
+func TestAPIServerAway(t *testing.T) {
+	server := httptest.NewServer(nil)
+	server.Close()
+	registry := prometheus.NewRegistry()
+	log, lines := textLog()
+	o := testOptions(log)
+	o.Metrics = NewMetrics(registry)
+	a, err := NewAPI(&rest.Config{Host: server.URL}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, a)
+	for _, k := range a.kinds {
+		eventually(t, tick(t), k.name+" is logged", func() bool { return strings.Contains(lines.String(), "kind="+k.name+" ") })
+	}
+	if _, ok := a.Objects(); ok || !strings.Contains(lines.String(), "connection refused") {
+		t.Errorf("objects %v, log %s", ok, lines)
 	}
 	if n := counted(t, registry, "sallyport_api_watch_errors_total"); n < len(a.kinds) {
 		t.Errorf("%d watch errors were counted, want one for each of %d kinds", n, len(a.kinds))
