@@ -77,28 +77,27 @@ func (b *bodyReader) nextChunk() error {
 		}
 	}
 	b.inChunks = true
-	size, digits, extension := int64(0), 0, false
-	for n := 0; ; n++ {
+	size, digits := int64(0), 0
+	space, extension := false, false // the part of the line after the size
+	for range maxChunkLine {
 		c, err := b.byte()
 		switch v := unhex(c); {
 		case err != nil:
 			return err
 		case c == '\r':
 			return b.chunkStarts(size, digits)
-		case n == maxChunkLine, c == '\n':
-			return errChunk
-		case extension:
-			if c < ' ' && c != '\t' || c == 0x7f {
-				return errChunk
-			}
-		case c == ';', c == ' ', c == '\t':
+		case extension && textByte(c):
+		case c == ';':
 			extension = true
-		case v > 15, digits == 15:
+		case c == ' ', c == '\t':
+			space = true
+		case v > 15, space, digits == 15:
 			return errChunk
 		default:
 			size, digits = size<<4|int64(v), digits+1
 		}
 	}
+	return errChunk
 }
 
 // chunkStarts comes after the CR of a chunk's first line.
@@ -134,7 +133,7 @@ func (b *bodyReader) readTrailers() error {
 			b.trailers, b.ended = b.trailers[:start], true
 			return nil
 		}
-		if _, _, _, problem := nextField(b.trailers[start:]); problem != nil {
+		if _, value, _, problem := nextField(b.trailers[start:]); problem != nil || !isText(value) {
 			return errChunk
 		}
 		start = len(b.trailers)

@@ -117,8 +117,31 @@ func nextField(block []byte) (name, value, rest []byte, problem *answer) {
 	if colon <= 0 || !isToken(line[:colon]) { // a folded line begins with a space, which no token has
 		return nil, nil, nil, answerFieldName
 	}
-	return line[:colon], bytes.Trim(line[colon+1:], " \t"), rest, nil
+	return line[:colon], trim(line[colon+1:]), rest, nil
 }
+
+// trim removes optional whitespace (RFC 9110 5.6.3) from both ends.
+func trim(s []byte) []byte {
+	for len(s) > 0 && (s[0] == ' ' || s[0] == '\t') {
+		s = s[1:]
+	}
+	for len(s) > 0 && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
+// isText reports whether a field's value has no control bytes (RFC 9110 5.5). fasthttp looks at those of headers.
+func isText(value []byte) bool {
+	for _, c := range value {
+		if !textByte(c) {
+			return false
+		}
+	}
+	return true
+}
+
+func textByte(c byte) bool { return c >= ' ' && c != 0x7f || c == '\t' }
 
 // isToken reports whether all bytes are tchar (RFC 9110 5.6.2).
 func isToken(name []byte) bool {
@@ -140,5 +163,5 @@ var tokenByte = func() (t [256]bool) {
 // nextToken cuts the first element off a comma-separated list.
 func nextToken(list []byte) (token, rest []byte) {
 	token, rest, _ = bytes.Cut(list, []byte{','})
-	return bytes.Trim(token, " \t"), rest
+	return trim(token), rest
 }

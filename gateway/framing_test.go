@@ -121,6 +121,7 @@ func TestBrokenUploadStaysBroken(t *testing.T) {
 		{"LF after chunk", chunked + "5\r\nhello\n0\r\n\r\n"},
 		{"chunk longer than its size", chunked + "5\r\nhello world\r\n0\r\n\r\n"},
 		{"bad trailer", chunked + "0\r\nX Y: z\r\n\r\n"},
+		{"CR in trailer", chunked + "0\r\nX: y\rz\r\n\r\n"},
 		{"cut before the length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20000\r\n\r\nhello"},
 		{"cut small body", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello"},
 	} {

@@ -37,20 +37,20 @@ func (x *exchange) appendHead(dst []byte) []byte {
 func (x *exchange) appendFields(dst []byte) []byte {
 	var kept [fieldTwin + 1]bool // what a trusted proxy has already said
 	x.forwardedFor = x.forwardedFor[:0]
-	for block := x.req.fields; ; {
-		name, value, rest, _ := nextField(block) // readFields has looked at the block
-		if len(name) == 0 {
-			break
+	block, run, start := x.req.block, 0, 0 // run: where the fields begin that go as one piece
+	for _, f := range x.req.fields {
+		if x.relays(f.kind, block[start:f.nameEnd]) {
+			kept[f.kind] = true
+		} else {
+			dst = append(dst, block[run:start]...)
+			run = f.end
+			if f.kind == fieldFor && x.c.trusted {
+				x.forwardedFor = append(append(x.forwardedFor, trim(block[f.nameEnd+1:f.end-2])...), ", "...)
+			}
 		}
-		kind := kindOf(name)
-		if x.relays(kind, name) {
-			dst = append(dst, block[:len(block)-len(rest)]...)
-			kept[kind] = true
-		} else if kind == fieldFor && x.c.trusted {
-			x.forwardedFor = append(append(x.forwardedFor, value...), ", "...)
-		}
-		block = rest
+		start = f.end
 	}
+	dst = append(dst, block[run:start]...)
 	dst = appendField(dst, "X-Forwarded-For: ", x.forwardedFor, x.c.peerText)
 	for _, f := range [...]struct {
 		kind        fieldKind

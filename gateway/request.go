@@ -28,7 +28,8 @@ type request struct {
 	host      []byte // authority without port: what is matched
 	path      []byte // normalised; "*" for OPTIONS *
 	query     []byte // with its question mark
-	fields    []byte // header block as it came
+	block     []byte // header block as it came
+	fields    []field
 
 	framing  framing
 	length   int  // of framingLength
@@ -42,10 +43,16 @@ type request struct {
 	hostBuf, pathBuf []byte // storage of authority and path
 }
 
+// A field is a line of a header block: where it ends, with CR LF, and where its name does.
+type field struct {
+	kind         fieldKind
+	nameEnd, end int
+}
+
 // read fills r from what fasthttp has parsed. Everything that decides about framing and routing is taken from the
 // bytes that came, since fasthttp is more lenient than a proxy may be.
 func (r *request) read(h *fasthttp.RequestHeader) *answer {
-	r.method, r.fields = h.Method(), h.RawHeaders()
+	r.method, r.block, r.fields = h.Method(), h.RawHeaders(), r.fields[:0]
 	r.version1 = !h.IsHTTP11()
 	r.framing, r.length, r.named = framingClose, 0, r.named[:0] // unknown, that is
 	r.hasHost, r.hasSize, r.close, r.trailers = false, false, false, false
@@ -66,18 +73,21 @@ func (r *request) read(h *fasthttp.RequestHeader) *answer {
 // readFields goes through the header block for what decides about framing.
 func (r *request) readFields(h *fasthttp.RequestHeader) *answer {
 	r.framing = framingNone
-	for block := r.fields; ; {
-		name, value, rest, problem := nextField(block)
+	for start := 0; ; {
+		name, value, rest, problem := nextField(r.block[start:])
 		if problem != nil {
 			return problem
 		}
 		if len(name) == 0 {
 			break
 		}
-		if problem = r.note(kindOf(name), value); problem != nil {
+		kind := kindOf(name)
+		if problem = r.note(kind, value); problem != nil {
 			return problem
 		}
-		block = rest
+		end := len(r.block) - len(rest)
+		r.fields = append(r.fields, field{kind, start + len(name), end})
+		start = end
 	}
 	switch {
 	case r.framing == framingChunked && (r.hasSize || r.version1):
