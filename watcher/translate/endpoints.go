@@ -21,7 +21,7 @@ type endpointSlice struct {
 
 // indexSlices fills t.slices, by the Service that owns them.
 func (t *translator) indexSlices() {
-	for _, s := range sorted(t.in.EndpointSlices) {
+	for _, s := range t.in.EndpointSlices { // in any order: endpoints are ordered for each service port
 		service := s.Labels[discoveryv1.LabelServiceName]
 		if service == "" || s.AddressType == discoveryv1.AddressTypeFQDN {
 			continue // of no Service, or names that nothing resolves: kube-proxy ignores them too

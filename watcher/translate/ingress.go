@@ -18,7 +18,7 @@ type ingress struct {
 // ingresses adds the routes of the cluster's Ingresses that are ours to t.routes.
 func (t *translator) ingresses() {
 	classes := t.ingressClasses()
-	for _, ing := range sorted(t.in.Ingresses) {
+	for _, ing := range t.in.Ingresses { // in any order: resolveRoutes orders the routes
 		if classes.serve(ing) {
 			ingress{t, ing, t.ref("Ingress", ing)}.translate()
 		}
