@@ -26,12 +26,8 @@ func (t *translator) destinations(p *model.ServicePort, local bool) destinations
 	} else {
 		d.list, d.noNodePort = t.byEndpoint(v4, p.NodePort, local)
 	}
-	slices.SortFunc(d.list, compareDestinations)
-	d.list = slices.Compact(d.list)
 	return d
 }
-
-func compareDestinations(a, b model.Destination) int { return a.Addr.Compare(b.Addr) }
 
 // usable are the IPv4 endpoints that take new connections, and whether there are others than IPv4: the ready ones, or,
 // where none is ready, those that still serve while they terminate (KEP-1669).
@@ -87,7 +83,8 @@ func (t *translator) byEndpoint(endpoints []model.Endpoint, nodePort uint16, loc
 		// Without a node port the endpoint's address is tried although the probe failed: it is the only way left.
 		out = append(out, model.Destination{Addr: e.Addr, Reach: model.ReachPods, Node: e.Node})
 	}
-	return out, nodePort == 0 && direct == 0 && len(endpoints) > 0
+	slices.SortFunc(out, func(a, b model.Destination) int { return a.Addr.Compare(b.Addr) })
+	return slices.Compact(out), nodePort == 0 && direct == 0 && len(endpoints) > 0
 }
 
 // reachesPod says whether the endpoint is sent to directly. One without a node is no pod of the cluster's networks, but

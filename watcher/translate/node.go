@@ -34,6 +34,7 @@ func (t *translator) nodes() {
 		}
 	}
 	slices.SortStableFunc(t.entries, func(a, b nodeEntry) int { return a.addr.Compare(b.addr) })
+	t.entries = slices.CompactFunc(t.entries, func(a, b nodeEntry) bool { return a.addr == b.addr })
 }
 
 func (t *translator) modelNode(n *corev1.Node) model.Node {

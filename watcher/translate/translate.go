@@ -66,7 +66,7 @@ type translator struct {
 	slices   map[name][]endpointSlice
 	backends map[name]backendService // the Services that a route can name, and those that it cannot, with the reason
 	node     map[string]nodeEntry
-	entries  []nodeEntry // the nodes that take node port traffic, ordered by address
+	entries  []nodeEntry // the nodes that take node port traffic, ordered by address, without repeats
 	claims   []nodePortClaim
 	routes   []candidate
 }
