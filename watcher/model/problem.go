@@ -16,7 +16,7 @@ const (
 	ReasonNoAddressRequested Reason = "NoAddressRequested" // a LoadBalancer Service that asks for no address
 	ReasonAddressNotInPool   Reason = "AddressNotInPool"   // an address asked for that no pool contains
 	ReasonAddressInUse       Reason = "AddressInUse"       // an address asked for that an older Service holds
-	ReasonPortConflict       Reason = "PortConflict"       // a NodePort equal to a port that the edge listens on itself
+	ReasonPortConflict       Reason = "PortConflict"       // a NodePort that the edge listens on itself, or that an older Service has
 )
 
 // A Problem is an object or field that cannot be honoured, with its reason. The rest of the object, and every
