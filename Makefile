@@ -34,7 +34,7 @@ lint: ## golangci-lint with .golangci.yml
 golden: ## accept what the code now renders as the golden files (then read the diff)
 	go test ./rules ./watcher/translate -update
 
-bench: ## Go benchmarks; results are ratios of one run, not absolute times
+bench: ## Go benchmarks: translation, rules, route table, proxy
 	go test -run '^$$' -bench . -benchmem ./...
 
 lab: deps lab-build ## a real cluster in network namespaces; stays until Ctrl-C

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -128,21 +129,33 @@ func (p *Prober) Reconcile(_ context.Context, s *model.Snapshot) error {
 // nodeKey names a node as endpoints do.
 type nodeKey struct{ cluster, name string }
 
-// endpointsByNode picks up to candidates endpoints of each node, ready ones only. The port is that of any protocol: a
-// pod that serves UDP answers a TCP connection by RST, which shows as well that it is reached.
+// endpointsByNode picks up to candidates pods of each node, with one port of each, ready ones only. The port is that of
+// any protocol: a pod that serves UDP answers a TCP connection by RST, which shows as well that it is reached. Pods with
+// the node's own address (hostNetwork) are left out: that a node is reached says nothing of its pods.
 func endpointsByNode(s *model.Snapshot) map[nodeKey][]netip.AddrPort {
+	hosts := map[netip.Addr]bool{}
+	for _, n := range s.Nodes {
+		for _, ip := range n.InternalIPs {
+			hosts[ip] = true
+		}
+	}
 	out := map[nodeKey][]netip.AddrPort{}
 	for i := range s.Services {
 		for _, port := range s.Services[i].Ports {
 			for _, e := range port.Endpoints {
 				k := nodeKey{s.Services[i].Ref.Cluster, e.Node}
-				if e.Ready && e.Node != "" && len(out[k]) < candidates {
+				if e.Ready && e.Node != "" && !hosts[e.Addr.Addr()] && wanted(out[k], e.Addr.Addr()) {
 					out[k] = append(out[k], e.Addr)
 				}
 			}
 		}
 	}
 	return out
+}
+
+// wanted says whether a further pod, with this address, is to be tried.
+func wanted(have []netip.AddrPort, pod netip.Addr) bool {
+	return len(have) < candidates && !slices.ContainsFunc(have, func(a netip.AddrPort) bool { return a.Addr() == pod })
 }
 
 // Run probes until ctx ends: new nodes at once, every node each Interval.
@@ -161,12 +174,12 @@ func (p *Prober) Run(ctx context.Context) error {
 	}
 }
 
-// probe asks all wanted nodes side by side and reports once if any answer changed.
-func (p *Prober) probe(ctx context.Context, wanted func(*node) bool) {
+// probe asks all nodes that are due side by side and reports once if any answer changed.
+func (p *Prober) probe(ctx context.Context, due func(*node) bool) {
 	var all sync.WaitGroup
 	p.mu.Lock()
 	for ref, n := range p.nodes {
-		if wanted(n) && len(n.endpoints) > 0 {
+		if due(n) && len(n.endpoints) > 0 {
 			endpoints := n.endpoints
 			all.Go(func() { p.record(ref, p.reached(ctx, endpoints), ctx.Err() != nil) })
 		}

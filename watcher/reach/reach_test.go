@@ -112,3 +112,26 @@ func TestAnAnswerSurvivesSnapshotsAndGoesWithItsNode(t *testing.T) {
 		r.want(t, false, 1)
 	})
 }
+
+func TestPodsToProbe(t *testing.T) {
+	endpoint := func(addr, node string, ready bool) model.Endpoint {
+		return model.Endpoint{Addr: netip.MustParseAddrPort(addr), Node: node, Ready: ready}
+	}
+	s := &model.Snapshot{
+		Nodes: []model.Node{{Ref: nodeA, InternalIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}},
+		Services: []model.Service{{Ports: []model.ServicePort{{Endpoints: []model.Endpoint{
+			endpoint("192.0.2.1:6443", "node-a", true), // hostNetwork
+			endpoint("10.1.0.1:80", "node-a", false),   // not ready
+			endpoint("10.1.0.2:80", "node-a", true),
+			endpoint("10.1.0.2:443", "node-a", true), // the same pod
+			endpoint("10.9.9.9:80", "", true),        // on no node
+			endpoint("10.1.0.3:80", "node-a", true),
+			endpoint("10.1.0.4:80", "node-a", true),
+			endpoint("10.1.0.5:80", "node-a", true), // one too many
+		}}}}},
+	}
+	got := fmt.Sprint(endpointsByNode(s))
+	if want := "map[{ node-a}:[10.1.0.2:80 10.1.0.3:80 10.1.0.4:80]]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
