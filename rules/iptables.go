@@ -122,8 +122,7 @@ func (f flavour) find(ctx context.Context) (map[string]remnant, error) {
 	cmd := exec.CommandContext(ctx, f.command+"-save")
 	out, err := cmd.Output()
 	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
 		}
 		return nil, fmt.Errorf("%s-save: %w", f.command, err)

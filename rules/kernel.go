@@ -27,7 +27,7 @@ type Kernel struct {
 	ipt     *iptables.IPTables
 	// applied is what the tables hold; nil when that is not known, and the next apply writes everything.
 	applied map[string]Table
-	said    map[string]string // the last complaint about each route and VIP: each is logged once
+	said    map[string]string // the last complaint about each route and VIP, so that it is not logged again
 }
 
 // NewKernel finds iptables and says which. It fails without the commands or without the privilege to use them, and
@@ -101,8 +101,8 @@ func (k *Kernel) vips(ctx context.Context, s *model.Snapshot) ([]netip.Addr, *mo
 	}
 	isOwn := func(a netip.Addr) bool {
 		link, found := own[a]
-		if found {
-			k.sayOnce(ctx, a.String(), "address left out as VIP: the edge has it for itself", "linkIndex", link)
+		if found && k.isNews(a.String(), "own") {
+			k.log.WarnContext(ctx, "address left out as VIP: the edge has it for itself", "vip", a, "linkIndex", link)
 		}
 		return found
 	}
@@ -208,10 +208,11 @@ func (k *Kernel) leaveOther(ctx context.Context) error {
 	return err
 }
 
-// sayOnce logs a warning about something unless the last one about it was the same.
-func (k *Kernel) sayOnce(ctx context.Context, about, message string, args ...any) {
-	if text := message + fmt.Sprint(args...); k.said[about] != text {
-		k.said[about] = text
-		k.log.WarnContext(ctx, message, append([]any{"about", about}, args...)...)
+// isNews says whether something is worth a line in the log: unless the last thing about it was the same.
+func (k *Kernel) isNews(about, what string) bool {
+	if k.said[about] == what {
+		return false
 	}
+	k.said[about] = what
+	return true
 }

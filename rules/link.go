@@ -30,8 +30,9 @@ func findLink(name string) (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	bare := len(addrs) == 0 && link.Attrs().Flags&net.FlagUp == 0
-	if kind := link.Type(); link.Attrs().Alias != linkAlias && !(bare && (kind == "dummy" || kind == "bridge")) {
+	kind := link.Type()
+	unfinished := (kind == "dummy" || kind == "bridge") && len(addrs) == 0 && link.Attrs().Flags&net.FlagUp == 0
+	if link.Attrs().Alias != linkAlias && !unfinished {
 		return nil, fmt.Errorf("link %s is not Sallyport's (its alias is not %q): rename it, or remove it by ip link del %s",
 			name, linkAlias, name)
 	}

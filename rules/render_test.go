@@ -271,10 +271,10 @@ func plainList(s *model.Snapshot, o Options) string {
 		for _, sp := range svc.Ports {
 			proto := strings.ToLower(string(sp.Protocol))
 			for _, v := range svc.VIPs {
-				nat += listed(o, fmt.Sprintf("-d %s/32 -p %s -m %s --dport %d", v, proto, proto, sp.Port), sp)
+				nat += listed(fmt.Sprintf("-d %s/32 -p %s -m %s --dport %d", v, proto, proto, sp.Port), sp)
 			}
 			if sp.NodePort != 0 {
-				nodePorts += listed(o, fmt.Sprintf("! -d 127.0.0.0/8 -p %s -m %s --dport %d -m addrtype --dst-type LOCAL", proto, proto, sp.NodePort), sp)
+				nodePorts += listed(fmt.Sprintf("! -d 127.0.0.0/8 -p %s -m %s --dport %d -m addrtype --dst-type LOCAL", proto, proto, sp.NodePort), sp)
 			}
 		}
 	}
@@ -304,7 +304,7 @@ COMMIT
 `
 }
 
-func listed(o Options, match string, sp model.ServicePort) (text string) {
+func listed(match string, sp model.ServicePort) (text string) {
 	add := func(target string) { text += "-A SALLY-SERVICES " + match + " " + target + "\n" }
 	if len(sp.Destinations) == 0 {
 		add("-j MARK --set-xmark 0x53200000/0xffffffff")

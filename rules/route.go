@@ -65,8 +65,10 @@ func (k *Kernel) leaveForeign(ctx context.Context, want map[netip.Prefix]netip.A
 	for _, r := range list {
 		dst := prefixOf(r.Dst)
 		if _, wanted := want[dst]; wanted && r.Protocol != routeProtocol {
-			k.sayOnce(ctx, dst.String(), "route to pods left to another program", "protocol", r.Protocol.String(), "via", r.Gw.String())
 			delete(want, dst)
+			if k.isNews(dst.String(), "foreign") {
+				k.log.WarnContext(ctx, "route to pods left to another program", "podCIDR", dst, "protocol", r.Protocol, "via", r.Gw)
+			}
 		}
 	}
 }
@@ -102,8 +104,10 @@ func (k *Kernel) addRoutes(ctx context.Context, want map[netip.Prefix]netip.Addr
 			delete(k.said, dst.String())
 			k.log.InfoContext(ctx, "route to pods added", "podCIDR", dst, "via", gateway)
 		case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EHOSTUNREACH):
-			k.sayOnce(ctx, dst.String(), "no route to pods made: the node is on no network of this edge, so the network must route the podCIDR",
-				"via", gateway.String(), "err", err.Error())
+			if k.isNews(dst.String(), "far "+gateway.String()) {
+				k.log.WarnContext(ctx, "no route to pods made: the node is on no network of this edge, so the network must route the podCIDR",
+					"podCIDR", dst, "via", gateway, "err", err)
+			}
 		default:
 			errs = append(errs, fmt.Errorf("route to %s via %s: %w", dst, gateway, err))
 		}
