@@ -3,6 +3,8 @@ package rules
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/netip"
 	"testing"
 )
 
@@ -40,6 +42,34 @@ func BenchmarkApply(b *testing.B) {
 					for i := 0; b.Loop(); i++ {
 						port.Destinations = all[i%2:]
 						apply(Render(s, testOptions))
+					}
+				})
+			})
+		}
+	}
+}
+
+// BenchmarkConnect opens and closes connections through the edge, to the last of so many services.
+func BenchmarkConnect(b *testing.B) {
+	for _, backend := range []Backend{BackendNFT, BackendLegacy} {
+		for _, services := range []int{1, 1000, 30000} {
+			b.Run(fmt.Sprintf("%s/services=%d", backend, services), func(b *testing.B) {
+				n := newNetwork(b)
+				in(b, n.client, func() { sh(b, "ip", "route", "add", "198.18.0.0/15", "via", edgeIP) })
+				for _, ip := range podIPs {
+					serve(b, n.node, ip+":9376", ip)
+				}
+				s := manyServices(services, len(podIPs))
+				startKernel(b, n, Options{Backend: backend})(s)
+				to := netip.AddrPortFrom(s.Services[services-1].VIPs[0], 80).String()
+				in(b, n.client, func() {
+					for b.Loop() {
+						conn, err := net.Dial("tcp", to)
+						if err != nil {
+							b.Fatal(err)
+						}
+						conn.(*net.TCPConn).SetLinger(0) // a reset: no TIME_WAIT that uses up the ports
+						conn.Close()
 					}
 				})
 			})

@@ -74,7 +74,7 @@ func makeLink(name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// withdraw removes the addresses on the link that are no VIPs any more.
+// withdraw removes the addresses on the link that are not among the VIPs, which are ordered.
 func (k *Kernel) withdraw(ctx context.Context, vips []netip.Addr) error {
 	link, err := findLink(k.o.Link)
 	if err != nil || link == nil {
@@ -85,7 +85,7 @@ func (k *Kernel) withdraw(ctx context.Context, vips []netip.Addr) error {
 		return err
 	}
 	for _, a := range addrs {
-		if slices.Contains(vips, a) {
+		if has(vips, a) {
 			continue
 		}
 		if err := netlink.AddrDel(link, hostAddr(a)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
@@ -110,7 +110,7 @@ func (k *Kernel) assign(ctx context.Context, vips []netip.Addr) error {
 		return err
 	}
 	for _, a := range vips {
-		if slices.Contains(addrs, a) {
+		if has(addrs, a) {
 			continue
 		}
 		if err := netlink.AddrAdd(link, hostAddr(a)); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -125,7 +125,13 @@ func hostAddr(a netip.Addr) *netlink.Addr {
 	return &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
 }
 
-// linkAddrs lists the IPv4 addresses of a link.
+// has says whether a is among the addresses, which are ordered.
+func has(addrs []netip.Addr, a netip.Addr) bool {
+	_, found := slices.BinarySearchFunc(addrs, a, netip.Addr.Compare)
+	return found
+}
+
+// linkAddrs lists the IPv4 addresses of a link, ordered.
 func linkAddrs(link netlink.Link) ([]netip.Addr, error) {
 	list, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
@@ -137,6 +143,7 @@ func linkAddrs(link netlink.Link) ([]netip.Addr, error) {
 			addrs = append(addrs, addr.Unmap())
 		}
 	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
 	return addrs, nil
 }
 

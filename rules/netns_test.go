@@ -36,7 +36,7 @@ const (
 
 var podIPs = []string{"10.1.0.2", "10.1.0.3", "10.1.0.4"}
 
-func newNetwork(t *testing.T) *network {
+func newNetwork(t testing.TB) *network {
 	t.Helper()
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 	n := &network{client: newNamespace(t), edge: newNamespace(t), node: newNamespace(t)}
@@ -101,7 +101,7 @@ func in(t testing.TB, ns netns.NsHandle, f func()) {
 }
 
 // connect makes a cable from the namespace that the caller is in to another one, with a /24 on it.
-func connect(t *testing.T, name, addr string, peer netns.NsHandle, peerAddr string) {
+func connect(t testing.TB, name, addr string, peer netns.NsHandle, peerAddr string) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
@@ -116,7 +116,7 @@ func connect(t *testing.T, name, addr string, peer netns.NsHandle, peerAddr stri
 	up(name, addr)
 }
 
-func sh(t *testing.T, command ...string) string {
+func sh(t testing.TB, command ...string) string {
 	t.Helper()
 	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
 	if err != nil {
@@ -127,7 +127,7 @@ func sh(t *testing.T, command ...string) string {
 
 // serve answers on addr in a namespace, TCP and UDP: each connection and each datagram gets the server's name, then
 // everything back that is sent.
-func serve(t *testing.T, ns netns.NsHandle, addr, name string) {
+func serve(t testing.TB, ns netns.NsHandle, addr, name string) {
 	t.Helper()
 	in(t, ns, func() {
 		l, err := net.Listen("tcp", addr)
@@ -197,7 +197,7 @@ func ping(t *testing.T, ns netns.NsHandle, addr string) bool {
 	return err == nil && n >= 28 && reply[20] == 0 // behind the IPv4 header: echo reply
 }
 
-func dial(t *testing.T, ns netns.NsHandle, proto, addr string) (conn net.Conn, err error) {
+func dial(t testing.TB, ns netns.NsHandle, proto, addr string) (conn net.Conn, err error) {
 	t.Helper()
 	in(t, ns, func() { conn, err = net.DialTimeout(proto, addr, 2*time.Second) })
 	return conn, err
@@ -225,9 +225,9 @@ func reason(err error) string {
 }
 
 // startKernel makes a Kernel in the edge's namespace and returns a function that reconciles there.
-func startKernel(t *testing.T, n *network, o Options) (reconcile func(*model.Snapshot)) {
+func startKernel(t testing.TB, n *network, o Options) (reconcile func(*model.Snapshot)) {
 	t.Helper()
-	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	o.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	var k *Kernel
 	var err error
 	in(t, n.edge, func() { k, err = NewKernel(o) })
