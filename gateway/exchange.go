@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -213,6 +214,12 @@ func (x *exchange) send() (int, error) {
 // sendBody sends a streamed body while the response is awaited, or even read. When the client breaks off, so does it:
 // the endpoint must not see a whole body.
 func (x *exchange) sendBody() {
+	defer func() {
+		if p := recover(); p != nil {
+			x.g.log.Error("upload panicked", "panic", p, "stack", string(debug.Stack()))
+			x.up.abort()
+		}
+	}()
 	readErr, writeErr := x.copyBody()
 	switch {
 	case readErr != nil:

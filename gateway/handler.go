@@ -35,15 +35,18 @@ func headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
 }
 
 // expect decides whether a client that asked for it is to send its body: only if the request has somewhere to go.
-func (g *Gateway) expect(ctx *fasthttp.RequestCtx) int {
+func (g *Gateway) expect(ctx *fasthttp.RequestCtx) (code int) {
+	code = answerPanic.code
 	x := g.newExchange(ctx)
-	defer x.release()
-	_, _, problem := x.route()
-	if problem == nil {
-		return fasthttp.StatusContinue
+	defer x.rescue()
+	if _, _, problem := x.route(); problem != nil {
+		g.answer(ctx, problem, false)
+		code = problem.code
+	} else {
+		code = fasthttp.StatusContinue
 	}
-	g.answer(ctx, problem, false)
-	return problem.code
+	x.release()
+	return code
 }
 
 // handle serves one request.
@@ -51,11 +54,7 @@ func (g *Gateway) handle(ctx *fasthttp.RequestCtx) {
 	x := g.newExchange(ctx)
 	x.enter()
 	x.c.enter(phaseWait, nil)
-	defer func() {
-		if p := recover(); p != nil {
-			g.recovered(x, p)
-		}
-	}()
+	defer x.rescue()
 	if problem := x.serve(); problem != nil {
 		x.leave()
 		g.answer(ctx, problem, problem.code != 400 && problem != answerGone && x.requestRead())
@@ -118,13 +117,21 @@ func (x *exchange) route() (*state, balance.Picker, *answer) {
 // rootPath is what OPTIONS * is matched as.
 var rootPath = []byte{'/'}
 
-// recovered answers a request whose handler panicked. What it held is lost, but nothing else is.
-func (g *Gateway) recovered(x *exchange, p any) {
+// rescue, deferred, answers a request whose handler panicked, and lets go of all that the request held but x itself.
+func (x *exchange) rescue() {
+	p := recover()
+	if p == nil {
+		return
+	}
+	g, ctx := x.g, x.ctx
 	g.log.Error("request handler panicked", "panic", p, "stack", string(debug.Stack()))
 	x.leave()
-	if x.up != nil {
+	if up := x.up; up != nil {
+		x.stopUpload()
 		x.c.detach()
-		x.up.abort()
+		x.up = nil
+		up.abort()
+		x.endpoint.End()
 	}
-	g.answer(x.ctx, answerPanic, false)
+	g.answer(ctx, answerPanic, false)
 }

@@ -111,6 +111,7 @@ func closeAll(ups []*upstream) {
 type upstream struct {
 	tcp       *net.TCPConn
 	raw       syscall.RawConn
+	peeker    peeker
 	br        *bufio.Reader // stays with the connection, so that no byte is lost or read by another
 	head      []byte        // storage of request header blocks
 	pool      *pool
@@ -134,8 +135,11 @@ func newUpstream(tcp *net.TCPConn, p *pool) (*upstream, error) {
 // usable reports whether a request can be sent on an idle connection. One that was released in this tick or the
 // last is not looked at: a system call for each request is too much for the little that it would find.
 func (up *upstream) usable(now uint32) bool {
-	return now-up.idleSince < 2 || peek(up.raw) == peekNothing
+	return now-up.idleSince < 2 || up.peek() == peekNothing
 }
+
+// peek looks at what the endpoint has sent. Only the goroutine that reads from it may call it.
+func (up *upstream) peek() peekResult { return up.peeker.peek(up.raw) }
 
 // Read reads from the endpoint and notes progress.
 func (up *upstream) Read(p []byte) (int, error) {

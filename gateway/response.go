@@ -152,7 +152,7 @@ func (x *exchange) relaySome(w io.Writer, flusher *bufio.Writer, buf []byte) (in
 	if flusher != nil && br.Buffered() == 0 && x.out.framing == framingLength && x.out.left >= spliceFrom {
 		return x.splice(flusher)
 	}
-	n, err := x.out.Read(buf)
+	n, err := x.gather(buf)
 	if n > 0 {
 		if _, writeErr := w.Write(buf[:n]); writeErr != nil {
 			return 0, writeErr
@@ -162,6 +162,21 @@ func (x *exchange) relaySome(w io.Writer, flusher *bufio.Writer, buf []byte) (in
 		err = flusher.Flush()
 	}
 	return int64(n), err
+}
+
+// gather reads what is there, and waits only for the first byte. A response of known length that has come in more than
+// one piece is written in one.
+func (x *exchange) gather(buf []byte) (n int, err error) {
+	for {
+		more, err := x.out.Read(buf[n:])
+		n += more
+		if err != nil || more == 0 || n == len(buf) || x.out.framing != framingLength || x.out.ended {
+			return n, err
+		}
+		if x.up.br.Buffered() == 0 && x.up.peek() != peekBytes {
+			return n, nil
+		}
+	}
 }
 
 // splice lets the kernel move a part of the body from one socket to the other.
@@ -183,7 +198,7 @@ func (x *exchange) brokeOff(err error) {
 	switch {
 	case errors.Is(err, net.ErrClosed): // by the watcher
 		reason = reasonLimit
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errChunk), peek(x.up.raw) == peekClosed:
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errChunk), x.up.peek() == peekClosed:
 		reason = reasonEndpoint
 	}
 	x.g.metrics.errors.WithLabelValues(reason).Inc()
@@ -208,8 +223,10 @@ func (x *exchange) setTrailers() {
 
 // Close ends the exchange after the response was written, or could not be. fasthttp calls it once.
 func (x *exchange) Close() error {
-	x.finish()
-	x.release()
+	if x.up != nil { // a panic has not let go of it
+		x.finish()
+		x.release()
+	}
 	return nil
 }
 
@@ -237,6 +254,7 @@ func (x *exchange) takeOver() {
 	x.c.handover = x // the hijack handler is not called if earlier responses cannot be written
 	x.ctx.HijackSetNoResponse(true)
 	x.ctx.Hijack(func(net.Conn) {
+		defer x.rescue()
 		c := x.c
 		c.handover = nil
 		w := bufio.NewWriter(c)

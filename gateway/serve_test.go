@@ -78,3 +78,15 @@ func TestKeepsConnectionsAlive(t *testing.T) {
 	}
 	wait(t, "no request is in flight", func() bool { return e.metric(t, "sallyport_http_requests_in_flight") == 0 })
 }
+
+// fasthttp would parse a form and write another one.
+func TestFormsPassUnchanged(t *testing.T) {
+	const form = "--b\r\ncontent-disposition: form-data; name=a\r\n\r\nx\r\n--b--\r\nepilogue"
+	c := dial(t, one(t, httpBackend(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(w, r.Body)
+	})))
+	c.send(fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: %d\r\n\r\n%s", len(form), form))
+	if _, body := c.response("POST"); body != form {
+		t.Errorf("the endpoint got %q, want %q", body, form)
+	}
+}

@@ -103,7 +103,7 @@ func (c *conn) stuck(quiet uint32) bool {
 	if quiet <= c.g.limits.write {
 		return false
 	}
-	return c.writing.Load() || c.splicing.Load() && c.up != nil && peek(c.up.raw) == peekBytes
+	return c.writing.Load() || c.splicing.Load() && c.up != nil && new(peeker).peek(c.up.raw) == peekBytes
 }
 
 // checkHead ends the wait for a request's header: with 408 if some of it came, else without a word.
@@ -146,7 +146,7 @@ func (c *conn) gone(now uint32) bool {
 		return false
 	}
 	raw, err := sc.SyscallConn()
-	return err == nil && peek(raw) == peekClosed
+	return err == nil && new(peeker).peek(raw) == peekClosed
 }
 
 // A peekResult says what a socket has for its reader.
@@ -158,18 +158,29 @@ const (
 	peekClosed
 )
 
+// A peeker looks at a socket without allocating, once it has done so for the first time.
+type peeker struct {
+	result peekResult
+	look   func(fd uintptr)
+	b      [1]byte
+}
+
 // peek looks at the socket without waiting and without taking anything. It does not get in the way of a Read.
-func peek(raw syscall.RawConn) (result peekResult) {
-	result = peekClosed
-	raw.Control(func(fd uintptr) {
-		var b [1]byte
-		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		switch {
-		case n > 0:
-			result = peekBytes
-		case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINTR):
-			result = peekNothing
-		}
-	})
-	return result
+func (p *peeker) peek(raw syscall.RawConn) peekResult {
+	if p.look == nil {
+		p.look = p.recv
+	}
+	p.result = peekClosed
+	raw.Control(p.look) // an error means that the socket is closed
+	return p.result
+}
+
+func (p *peeker) recv(fd uintptr) {
+	n, _, err := syscall.Recvfrom(int(fd), p.b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	switch {
+	case n > 0:
+		p.result = peekBytes
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.EINTR):
+		p.result = peekNothing
+	}
 }

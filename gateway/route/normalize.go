@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 )
@@ -172,26 +173,14 @@ func unescape(s []byte) (byte, bool) {
 	if len(s) < 3 {
 		return 0, false
 	}
-	hi, lo := unhex(s[1]), unhex(s[2])
-	return hi<<4 | lo, hi < 16 && lo < 16
+	var v [1]byte
+	_, err := hex.Decode(v[:], s[1:3])
+	return v[0], err == nil
 }
 
 func appendEscape(dst []byte, c byte) []byte {
-	const hex = "0123456789ABCDEF"
-	return append(dst, '%', hex[c>>4], hex[c&15])
-}
-
-// unhex returns the value of a hexadecimal digit, or 255.
-func unhex(c byte) byte {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0'
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10
-	case 'A' <= c && c <= 'F':
-		return c - 'A' + 10
-	}
-	return 255
+	const digits = "0123456789ABCDEF"
+	return append(dst, '%', digits[c>>4], digits[c&15])
 }
 
 func lower(c byte) byte {
