@@ -42,24 +42,30 @@ func usable(all []model.Endpoint) (v4 []model.Endpoint, others bool) {
 	return slices.DeleteFunc(slices.Clone(all), refused), others
 }
 
-// byNodes sends to the node port on every node, whose kube-proxy knows the endpoints. With externalTrafficPolicy Local
-// kube-proxy drops what reaches a node without endpoints, so only those with some are sent to.
+// byNodes sends to the node port on nodes, whose kube-proxies know the endpoints. With externalTrafficPolicy Local
+// kube-proxy drops what reaches a node without endpoints, so those with some are sent to, and all of them.
 func (t *translator) byNodes(endpoints []model.Endpoint, nodePort uint16, local bool) []model.Destination {
 	if nodePort == 0 || len(endpoints) == 0 {
 		return nil
 	}
-	var with map[string]bool
-	if local {
-		with = make(map[string]bool, len(endpoints))
-		for _, e := range endpoints {
-			with[e.Node] = true
-		}
+	if !local {
+		return throughNodes(t.entriesFor(nodePort), nodePort)
 	}
-	out := make([]model.Destination, 0, len(t.entries))
-	for _, n := range t.entries {
-		if !local || with[n.name] {
-			out = append(out, n.destination(nodePort))
-		}
+	with := make(map[string]bool, len(endpoints))
+	for _, e := range endpoints {
+		with[e.Node] = true
+	}
+	out := throughNodes(t.entries, nodePort)
+	out = slices.DeleteFunc(out, func(d model.Destination) bool { return !with[d.Node] })
+	slices.SortFunc(out, func(a, b model.Destination) int { return a.Addr.Compare(b.Addr) })
+	return out
+}
+
+// throughNodes sends to the node port on each of the nodes.
+func throughNodes(nodes []nodeEntry, nodePort uint16) []model.Destination {
+	out := make([]model.Destination, len(nodes))
+	for i, n := range nodes {
+		out[i] = n.destination(nodePort)
 	}
 	return out
 }
@@ -93,7 +99,7 @@ func (t *translator) reachesPod(e model.Endpoint) bool {
 	return t.o.Reach == model.ReachPods || e.Node == "" || t.node[e.Node].pods
 }
 
-// throughNode sends to the node port of one node, or, if that takes none, of all: their kube-proxies know the way,
+// throughNode sends to the node port of one node, or, if that takes none, of others: their kube-proxies know the way,
 // except with externalTrafficPolicy Local.
 func (t *translator) throughNode(node string, nodePort uint16, local bool) []model.Destination {
 	if n := t.node[node]; n.entry {
@@ -102,9 +108,5 @@ func (t *translator) throughNode(node string, nodePort uint16, local bool) []mod
 	if local {
 		return nil
 	}
-	out := make([]model.Destination, 0, len(t.entries))
-	for _, n := range t.entries {
-		out = append(out, n.destination(nodePort))
-	}
-	return out
+	return throughNodes(t.entriesFor(nodePort), nodePort)
 }

@@ -1,8 +1,12 @@
 package translate
 
 import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -15,7 +19,12 @@ type nodeEntry struct {
 	addr  netip.Addr // InternalIP, IPv4; invalid if there is none
 	entry bool       // takes node port traffic
 	pods  bool       // its pods are reached directly
+	place uint32     // where the node stands on the ring of entries
 }
+
+// maxEntries is how many nodes a service port's traffic is spread over when it goes through node ports. The nodes'
+// kube-proxies spread it over all endpoints anyway; sending to every node would cost services times nodes.
+const maxEntries = 8
 
 // nodes adds the cluster's nodes to the snapshot and fills t.node and t.entries.
 func (t *translator) nodes() {
@@ -25,7 +34,7 @@ func (t *translator) nodes() {
 		}
 		m := t.modelNode(n)
 		t.out.Nodes = append(t.out.Nodes, m)
-		e := nodeEntry{name: n.Name, pods: m.Reach == model.ReachPods}
+		e := nodeEntry{name: n.Name, pods: m.Reach == model.ReachPods, place: place(n.Name)}
 		e.addr, e.entry = m.InternalIP(netip.IPv4Unspecified())
 		e.entry = e.entry && m.Ready && !leftOut(n)
 		t.node[n.Name] = e
@@ -35,6 +44,31 @@ func (t *translator) nodes() {
 	}
 	slices.SortStableFunc(t.entries, func(a, b nodeEntry) int { return a.addr.Compare(b.addr) })
 	t.entries = slices.CompactFunc(t.entries, func(a, b nodeEntry) bool { return a.addr == b.addr })
+	if len(t.entries) > maxEntries {
+		slices.SortStableFunc(t.entries, func(a, b nodeEntry) int { return cmp.Compare(a.place, b.place) })
+	}
+}
+
+// entriesFor are the nodes that take the traffic of one node port: all, or, of many, those that follow the port's
+// place on the ring, so that a node that comes or goes changes the entries of few ports. They are ordered by address.
+func (t *translator) entriesFor(nodePort uint16) []nodeEntry {
+	if len(t.entries) <= maxEntries {
+		return t.entries
+	}
+	first, _ := slices.BinarySearchFunc(t.entries, place(strconv.Itoa(int(nodePort))), func(e nodeEntry, p uint32) int { return cmp.Compare(e.place, p) })
+	out := make([]nodeEntry, maxEntries)
+	for i := range out {
+		out[i] = t.entries[(first+i)%len(t.entries)]
+	}
+	slices.SortFunc(out, func(a, b nodeEntry) int { return a.addr.Compare(b.addr) })
+	return out
+}
+
+// place spreads names over the ring. Names that differ only in their last digits are the rule, and cheaper hashes leave
+// them side by side.
+func place(name string) uint32 {
+	sum := sha256.Sum256([]byte(name))
+	return binary.BigEndian.Uint32(sum[:])
 }
 
 func (t *translator) modelNode(n *corev1.Node) model.Node {

@@ -116,6 +116,10 @@ func (p *problems) ranges(key string, addresses []string, earlier []lb.Pool) []l
 			p.add(at, "%v", err)
 			continue
 		}
+		if !r.First.Is4() {
+			p.add(at, "%s is IPv6, which no dataplane serves yet: leave it out", text)
+			continue
+		}
 		if other := overlapping(r, append(slices.Clone(earlier), lb.Pool{Name: "", Ranges: out})); other != "" {
 			p.add(at, "%s overlaps %s: an address belongs to one pool", text, other)
 			continue

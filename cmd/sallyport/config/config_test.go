@@ -38,6 +38,8 @@ func TestParseErrors(t *testing.T) {
 		{"pool without addresses", "loadBalancer:\n  ipAddressPools:\n  - name: a\n", "f.yaml:3: loadBalancer.ipAddressPools[0].addresses: empty: give CIDRs or ranges, such as 192.0.2.0/28 or 192.0.2.10-192.0.2.19"},
 		{"overlap", "loadBalancer:\n  ipAddressPools:\n  - name: a\n    addresses: [192.0.2.0/28]\n  - name: b\n    addresses: [192.0.2.15-192.0.2.20]\n",
 			"f.yaml:6: loadBalancer.ipAddressPools[1].addresses[0]: 192.0.2.15-192.0.2.20 overlaps 192.0.2.0/28 of pool \"a\": an address belongs to one pool"},
+		{"IPv6 pool", "loadBalancer:\n  ipAddressPools:\n  - name: a\n    addresses: ['2001:db8::/120']\n",
+			"f.yaml:4: loadBalancer.ipAddressPools[0].addresses[0]: 2001:db8::/120 is IPv6, which no dataplane serves yet: leave it out"},
 		{"two errors", "reach: x\nl4:\n  snat: never\n", "f.yaml:1: reach: \"x\" is not known: use auto or pods or nodes\nf.yaml:3: l4.snat: \"never\" is not known: use always"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
