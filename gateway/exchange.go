@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -36,6 +37,7 @@ type exchange struct {
 	small        []byte     // the whole body of the request, if it is a small one
 	in           bodyReader // the body of the request, if it is not
 	out          bodyReader // the body of the response
+	chunks       bytes.Reader
 
 	endpoint *balance.Endpoint
 	tried    []*balance.Endpoint
@@ -69,6 +71,7 @@ func (x *exchange) release() {
 	clear(x.tried[:cap(x.tried)])
 	x.g, x.ctx, x.c, x.endpoint, x.up = nil, nil, nil, nil, nil
 	x.in.src, x.out.src = nil, nil
+	x.chunks.Reset(nil)
 	exchanges.Put(x)
 }
 

@@ -83,6 +83,8 @@ func (x *exchange) respondBody(frame framing, length int) {
 		x.up.br.Discard(length)
 		x.out.ended = true
 		x.finish()
+	case frame == framingChunked && x.takeChunks():
+		x.finish()
 	case frame != framingLength && x.req.version1:
 		x.takeOver()
 	default:
@@ -92,6 +94,30 @@ func (x *exchange) respondBody(frame framing, length int) {
 		resp.SetBodyStream(x, length)
 		resp.ImmediateHeaderFlush = buffered == 0 // the body may be long in coming
 	}
+}
+
+var lastChunk = []byte("0\r\n\r\n")
+
+// takeChunks copies a chunked body that has already come in whole, and reports whether there was one: dynamic pages
+// are mostly like that, and with a length they cost one write, not three. Trailers need chunks, so they stay.
+func (x *exchange) takeChunks() bool {
+	br := x.up.br
+	raw, _ := br.Peek(br.Buffered())
+	if !bytes.HasSuffix(raw, lastChunk) {
+		return false
+	}
+	buf := copyBuffers.Get().(copyBuffer)
+	defer copyBuffers.Put(buf)
+	x.chunks.Reset(raw)
+	x.out.reset(&x.chunks, framingChunked, 0)
+	n, err := io.ReadFull(&x.out, buf[:min(len(raw), len(buf))]) // shorter than its chunks, so this meets the end
+	if err != io.ErrUnexpectedEOF && err != io.EOF || !x.out.ended || x.chunks.Len() > 0 || len(x.out.trailers) > 0 {
+		x.out.reset(br, framingChunked, 0)
+		return false
+	}
+	br.Discard(len(raw))
+	x.ctx.Response.SetBody(buf[:n])
+	return true
 }
 
 // responseFraming says how the response's body ends (RFC 9112 6.3).

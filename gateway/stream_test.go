@@ -50,6 +50,32 @@ func TestRelaysResponseAsItComes(t *testing.T) {
 	}
 }
 
+// A chunked response that comes in one piece leaves in one.
+func TestWholeChunkedResponseGetsALength(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+	for _, tt := range []struct{ name, chunks, want string }{
+		{"one", "5\r\nhello\r\n0\r\n\r\n", "hello"},
+		{"many", "1\r\na\r\n2;x\r\nbc\r\n000\r\n\r\n", "abc"},
+		{"none", "0\r\n\r\n", ""},
+		{"looks like two", "10\r\nhello\r\n0\r\n\r\nabcd\r\n0\r\n\r\n", "hello\r\n0\r\n\r\nabcd"},
+		{"long", "3800\r\n" + strings.Repeat("x", 0x3800) + "\r\n0\r\n\r\n", strings.Repeat("x", 0x3800)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := one(t, rawBackend(t, answering(head+tt.chunks)))
+			c := dial(t, e)
+			for range 2 {
+				c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+				if resp, body := c.response("GET"); resp.ContentLength != int64(len(tt.want)) || body != tt.want {
+					t.Errorf("length %d body %q, want %q", resp.ContentLength, body, tt.want)
+				}
+			}
+			if n := e.metric(t, "sallyport_http_upstream_connects_total", "new"); n != 1 {
+				t.Errorf("%v connections to the endpoint, want 1", n)
+			}
+		})
+	}
+}
+
 // Defect 1: a response that was cut short must not look whole.
 func TestTruncatedResponseIsBroken(t *testing.T) {
 	const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
