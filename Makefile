@@ -2,7 +2,6 @@
 
 LAB_TOOLS = iptables=iptables nft=nftables ip=iproute2 conntrack=conntrack curl=curl git=git
 LINT      = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-VULN      = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # Tests that need root and the lab fail, rather than skip, when root runs them.
 LAB_ENV   = $(if $(filter 0,$(shell id -u)),SALLYPORT_LAB=required)
 
@@ -22,7 +21,6 @@ unit: ## the tests that need neither root nor the lab
 
 check: vet lint ## what a change must pass beside the tests
 	go mod tidy -diff
-	go run $(VULN) ./...
 
 vet:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
