@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +39,8 @@ type API struct {
 	o       Options
 	factory informers.SharedInformerFactory
 	kinds   []*kind
+	// patience is how long a kind must be refused before it is denied: denialPatience, but for tests.
+	patience time.Duration
 }
 
 // A kind is one kind of object being watched.
@@ -47,11 +48,15 @@ type kind struct {
 	name     string
 	resource string // in the path of a request, such as "services"
 	informer cache.SharedIndexInformer
-	// denied is set when the API server refuses the kind (403) or does not know it (404): the others do not wait for it.
+	// denied is set when the API server keeps refusing the kind (403) or not knowing it (404): the others do not wait for
+	// it any longer.
 	denied atomic.Bool
 	list   func(*objects.Cluster)   // puts the kind's objects into a Cluster
 	same   func(old, next any) bool // says that an update means nothing
 	errors *limitedLog
+	// refused is when the refusals began that no other answer has interrupted, in Unix nanoseconds; 0 if the last answer
+	// was none.
+	refused atomic.Int64
 }
 
 // NewAPI returns the source of the cluster that config leads to. No request is sent before Run.
@@ -60,9 +65,13 @@ func NewAPI(config *rest.Config, o Options) (*API, error) {
 	config.UserAgent = "sallyport/" + o.Version
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	a := &API{o: o}
-	config.Wrap(func(rt http.RoundTripper) http.RoundTripper { return failingRequests{rt, a} })
-	client, err := kubernetes.NewForConfig(config)
+	a := &API{o: o, patience: denialPatience}
+	httpClient, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, fmt.Errorf("make a client for %s: %w", config.Host, err)
+	}
+	httpClient.Transport = failingRequests{httpClient.Transport, a} // around all others: an exec plugin can fail too
+	client, err := kubernetes.NewForConfigAndClient(config, httpClient)
 	if err != nil {
 		return nil, fmt.Errorf("make a client for %s: %w", config.Host, err)
 	}

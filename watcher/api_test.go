@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -79,7 +81,7 @@ func testOptions(log *slog.Logger) Options {
 // fakeAPI is the source of a cluster that is not there.
 func fakeAPI(t *testing.T, client kubernetes.Interface, log *slog.Logger) *API {
 	t.Helper()
-	a := &API{o: testOptions(log)}
+	a := &API{o: testOptions(log), patience: denialPatience}
 	if err := a.connect(client); err != nil {
 		t.Fatal(err)
 	}
@@ -163,6 +165,7 @@ func TestAPIDeniedKindsStopNoOther(t *testing.T) {
 			client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}})
 			refuse(client, "ingresses", tt.err)
 			a := fakeAPI(t, client, log)
+			a.patience = 0
 			eventually(t, start(t, a), "synced", ready(a))
 			if c, _ := a.Objects(); len(c.Services) != 1 || len(c.Ingresses) != 0 {
 				t.Errorf("got %+v", c)
@@ -172,6 +175,69 @@ func TestAPIDeniedKindsStopNoOther(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAPIStartingRefuses has an API server that refuses at first, as one does that has not read the roles: nothing may be
+// handed out until it is sure of itself.
+func TestAPIStartingRefuses(t *testing.T) {
+	log, lines := textLog()
+	client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}})
+	var started atomic.Bool
+	client.PrependReactor("list", "services", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return !started.Load(), nil, apierrors.NewForbidden(schema.GroupResource{Resource: "services"}, "", errors.New("role not found"))
+	})
+	a := fakeAPI(t, client, log)
+	changes := start(t, a)
+	eventually(t, tick(t), "the refusal is logged", func() bool { return strings.Contains(lines.String(), "kind=Service") })
+	for _, k := range a.kinds {
+		if k.name != "Service" {
+			eventually(t, changes, k.name+" is read", k.informer.HasSynced)
+		}
+	}
+	if c, ok := a.Objects(); ok {
+		t.Errorf("there are objects without Services: %+v", c)
+	}
+	started.Store(true)
+	eventually(t, changes, "synced", ready(a))
+	if c, _ := a.Objects(); len(c.Services) != 1 {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestRefusedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, _ := textLog()
+		a := &API{o: testOptions(log)}
+		k := &kind{name: "Service", errors: &limitedLog{log: log}}
+		forbidden := apierrors.NewForbidden(schema.GroupResource{}, "", errors.New("no"))
+		refuse := func(want bool) {
+			t.Helper()
+			a.failed(k, forbidden)
+			if got := k.refusedFor(denialPatience); got != want {
+				t.Errorf("denied %v, want %v", got, want)
+			}
+		}
+		refuse(false)
+		time.Sleep(denialPatience - 1)
+		refuse(false)
+		a.failed(k, errors.New("connection refused")) // it starts again
+		time.Sleep(time.Second)
+		refuse(false)
+		time.Sleep(denialPatience)
+		refuse(true)
+	})
+}
+
+// TestAPIExecPluginFails has a plugin that gives no credentials: no request is sent, and the reason must not be lost.
+func TestAPIExecPluginFails(t *testing.T) {
+	log, lines := textLog()
+	plugin := &clientcmdapi.ExecConfig{Command: "false", APIVersion: "client.authentication.k8s.io/v1", InteractiveMode: clientcmdapi.NeverExecInteractiveMode}
+	a, err := NewAPI(&rest.Config{Host: "https://127.0.0.1:1", ExecProvider: plugin}, testOptions(log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, a)
+	eventually(t, tick(t), "the plugin's failure is logged", func() bool { return strings.Contains(lines.String(), "executable false failed") })
 }
 
 // TestAPIWaitsForPermittedKinds holds back the Nodes: nothing may be handed out, or traffic would be planned without them.
@@ -286,6 +352,7 @@ func TestAPIRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.patience = 0
 	eventually(t, start(t, a), "every kind is denied", ready(a))
 	got := <-requests
 	if got.agent != "sallyport/v1.2.3" || !strings.HasPrefix(got.accept, "application/vnd.kubernetes.protobuf") {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
@@ -18,13 +19,29 @@ func (a *API) watchFailed(k *kind, err error, changed func()) {
 		return // an API server that is not reached is seen by failingRequests
 	}
 	a.failed(k, err)
-	if isDenied(err) && k.denied.CompareAndSwap(false, true) {
+	if isDenied(err) && k.refusedFor(a.patience) && !k.informer.HasSynced() && k.denied.CompareAndSwap(false, true) {
+		k.errors.log.Error("kind left out: the API server keeps refusing it")
 		changed() // the others need not wait any longer
 	}
 }
 
+// denialPatience is how long the API server must refuse a kind, without a break, before it is left out. One that is
+// starting refuses what it will permit a few seconds later, when it has read the roles, and what is made of such answers
+// would take all traffic down.
+const denialPatience = 10 * time.Second
+
+// refusedFor says, at a refusal, whether they have been going on for that long.
+func (k *kind) refusedFor(patience time.Duration) bool {
+	now := time.Now()
+	k.refused.CompareAndSwap(0, now.UnixNano())
+	return now.Sub(time.Unix(0, k.refused.Load())) >= patience
+}
+
 // failed counts and logs a failure to list or watch a kind.
 func (a *API) failed(k *kind, err error) {
+	if !isDenied(err) {
+		k.refused.Store(0)
+	}
 	a.o.Metrics.watchErrors.WithLabelValues(k.name).Inc()
 	k.errors.report(err)
 }

@@ -52,6 +52,9 @@ func Kubeconfig(path, context string) (_ *rest.Config, origin string, err error)
 	if err != nil {
 		return nil, "", fmt.Errorf("%s: context %q: %w", origin, context, err)
 	}
+	if _, err := rest.TransportFor(config); err != nil { // reads the certificates
+		return nil, "", fmt.Errorf("%s: context %q: %w", origin, context, err)
+	}
 	config.QPS, config.Burst = apiQPS, apiBurst
 	return config, origin + ", context " + context, nil
 }

@@ -136,6 +136,12 @@ func TestKubeconfigErrors(t *testing.T) {
 		{"files that it names are missing", func(t *testing.T, dir string) (string, string) {
 			return kubeconfig(t, dir+"/f", "a", "client-certificate: tls.crt, client-key: /nowhere/tls.key", "a"), ""
 		}, "kubeconfig DIR/f: client-certificate of user \"a\": open DIR/tls.crt: no such file or directory\nclient-key of user \"a\": open /nowhere/tls.key: no such file or directory"},
+		{"a certificate that is none", func(t *testing.T, dir string) (string, string) {
+			return kubeconfig(t, dir+"/f", "a", "client-certificate-data: AAAA, client-key-data: AAAA", "a"), ""
+		}, `kubeconfig DIR/f: context "a": tls: failed to find any PEM data in certificate input`},
+		{"an auth provider that is gone", func(t *testing.T, dir string) (string, string) {
+			return kubeconfig(t, dir+"/f", "a", "auth-provider: {name: gcp}", "a"), ""
+		}, `kubeconfig DIR/f: context "a": no Auth Provider found for name "gcp"`},
 		{"the exec plugin is not installed", func(t *testing.T, dir string) (string, string) {
 			return kubeconfig(t, dir+"/f", "a", "exec: {apiVersion: client.authentication.k8s.io/v1, command: no-such-plugin, installHint: See the wiki., interactiveMode: Never}", "a"), ""
 		}, `kubeconfig DIR/f: exec plugin of user "a": exec: "no-such-plugin": executable file not found in $PATH: install it. See the wiki.`},

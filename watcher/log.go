@@ -33,9 +33,9 @@ func (l *limitedLog) report(err error) {
 	l.last, l.reason = time.Now(), reason
 	switch {
 	case apierrors.IsForbidden(err):
-		l.log.Error("kind denied by the API server, its objects are left out: grant list and watch", "err", err)
+		l.log.Error("kind denied by the API server: grant list and watch", "err", err)
 	case apierrors.IsNotFound(err):
-		l.log.Error("kind unknown to the API server, its objects are left out", "err", err)
+		l.log.Error("kind unknown to the API server", "err", err)
 	default:
 		l.log.Warn("watch failed, trying again", "err", err)
 	}
