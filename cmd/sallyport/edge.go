@@ -87,21 +87,21 @@ func newGateway(c config.Config, log *slog.Logger, r prometheus.Registerer) *gat
 		ConnectTimeout:  c.L7.ConnectTimeout,
 		ResponseTimeout: c.L7.ResponseHeaderTimeout,
 		DrainTime:       c.L7.DrainTime,
-		Log:             log.With("part", "gateway"),
+		Log:             log,
 		Metrics:         r,
 	})
 }
 
 // newL4 makes the reconciler of the configured dataplane.
 func (e *edge) newL4() (step, error) {
-	log := e.log.With("part", "l4")
 	if e.config.L4.Dataplane == config.DataplaneUserspace {
-		p := stream.New(stream.Options{NodePortAddresses: hosts(e.config.L4.NodePortAddresses), Log: log, Metrics: e.registry})
+		p := stream.New(stream.Options{NodePortAddresses: hosts(e.config.L4.NodePortAddresses),
+			Log: e.log.With("part", "stream"), Metrics: e.registry})
 		e.closeL4 = p.Close
 		return step{"stream", p}, nil
 	}
 	o := rulesOptions(e.config)
-	o.Log, o.Metrics = log, e.registry
+	o.Log, o.Metrics = e.log, e.registry
 	k, err := rules.NewKernel(o)
 	return step{"rules", k}, err
 }

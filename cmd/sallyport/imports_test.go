@@ -23,7 +23,7 @@ var allowed = map[string][]string{
 	"gateway/balance":      {"watcher/model"},
 	"cmd/sallyport":        {"*"},
 	"cmd/sallyport/admin":  {"*"},
-	"cmd/sallyport/config": {"lb", "watcher/model"},
+	"cmd/sallyport/config": {"lb", "watcher/objects", "watcher/model"},
 	"cmd/sallyport/demo":   {"watcher/objects"},
 }
 

@@ -57,7 +57,11 @@ func (l *lane) run(ctx context.Context) error {
 		case s = <-l.in:
 		case <-again.C:
 		}
-		if err := l.r.Reconcile(ctx, s); err != nil && ctx.Err() == nil {
+		err := l.r.Reconcile(ctx, s)
+		if ctx.Err() != nil {
+			return nil // it may have been cut short: neither a success nor a failure
+		}
+		if err != nil {
 			l.results.WithLabelValues(l.name, "error").Inc()
 			l.log.ErrorContext(ctx, "reconcile failed", "generation", s.Generation, "retry", retryAfter, "err", err)
 			again.Reset(retryAfter)

@@ -62,6 +62,29 @@ func TestLaneRetriesTheLatestSnapshotUntilItIsApplied(t *testing.T) {
 	})
 }
 
+// untilStopped is a reconciler that the end of the process cuts short.
+type untilStopped struct{ began chan struct{} }
+
+func (u untilStopped) Reconcile(ctx context.Context, _ *model.Snapshot) error {
+	close(u.began)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestLaneDoesNotCountWhatTheEndCutShort(t *testing.T) {
+	u := untilStopped{make(chan struct{})}
+	l := newLane(u)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- l.run(ctx) }()
+	l.in.put(&model.Snapshot{Generation: 1})
+	<-u.began
+	stop()
+	if err := <-done; err != nil || l.applied.Load() != 0 {
+		t.Errorf("error %v, generation %d counts as applied", err, l.applied.Load())
+	}
+}
+
 func TestMailboxKeepsTheLatest(t *testing.T) {
 	m := newMailbox()
 	m.put(&model.Snapshot{Generation: 1})

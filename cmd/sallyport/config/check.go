@@ -29,7 +29,7 @@ func (c *Config) check(p *problems) {
 	p.oneOf("l4.iptablesBackend", c.L4.IptablesBackend, "auto", "nft", "legacy")
 	p.oneOf("l4.snat", c.L4.SNAT, "always")
 	c.checkClusters(p)
-	p.prefixes("l4.nodePortAddresses", c.L4.NodePortAddresses)
+	c.checkNodePortAddresses(p)
 	c.checkL7(p)
 	c.Pools = c.pools(p)
 }
@@ -37,6 +37,15 @@ func (c *Config) check(p *problems) {
 func (c *Config) checkClusters(p *problems) {
 	if len(c.Clusters) > 1 {
 		p.add("clusters[1]", "only one cluster is served by an edge: remove the others, or run an edge for each")
+	}
+}
+
+func (c *Config) checkNodePortAddresses(p *problems) {
+	p.prefixes("l4.nodePortAddresses", c.L4.NodePortAddresses)
+	for i, x := range c.L4.NodePortAddresses {
+		if !x.Addr().Is4() && c.L4.Dataplane == DataplaneIptables {
+			p.add(fmt.Sprintf("l4.nodePortAddresses[%d]", i), "%v is IPv6, which iptables does not serve yet: leave it out", x)
+		}
 	}
 }
 
@@ -48,8 +57,11 @@ func (c *Config) checkL7(p *problems) {
 		p.add("l7.addresses", "empty: name an IP address of this machine, or %q for all of them", EdgeAddresses)
 	}
 	for i, a := range c.L7.Addresses {
+		key := fmt.Sprintf("l7.addresses[%d]", i)
 		if _, err := netip.ParseAddr(a); err != nil && a != EdgeAddresses {
-			p.add(fmt.Sprintf("l7.addresses[%d]", i), "%q is neither an IP address nor %q", a, EdgeAddresses)
+			p.add(key, "%q is neither an IP address nor %q", a, EdgeAddresses)
+		} else if earlier := c.L7.Addresses[:i]; slices.Contains(earlier, a) || slices.Contains(earlier, EdgeAddresses) || i > 0 && a == EdgeAddresses {
+			p.add(key, "%s is there already: name each address once, or only %q for all of them", a, EdgeAddresses)
 		}
 	}
 	if c.L7.MaxRequestHeaderBytes < 1024 {

@@ -17,7 +17,20 @@ func TestParseErrors(t *testing.T) {
 		{"only comments", "# nothing\n", "<nil>"},
 		{"key without value", "l7:\nedge:\n  log:\n", "<nil>"},
 		{"a number as name", "edge:\n  name: 7\n", "<nil>"},
-		{"not YAML", "edge: [", "f.yaml: line 1: did not find expected node content"},
+		{"not YAML", "edge: [", "f.yaml:1: the file: not YAML: did not find expected node content"},
+		{"bad indentation", "edge:\n  name: a\n l4: {}\n", "f.yaml:3: the file: not YAML: did not find expected key"},
+		{"a tab", "edge:\n\tname: a\n", "f.yaml:2: the file: not YAML: found character that cannot start any token"},
+		{"unknown anchor", "l7: *x\n", "f.yaml:1: the file: not YAML: unknown anchor 'x' referenced"},
+		{"an anchor", "edge: &a\n  name: a\nl4: *a\n", "f.yaml:2: l4.name: unknown key; known here: dataplane, iptablesBackend, nodePortAddresses, snat, hashSeed"},
+		{"two documents", "---\nreach: pods\n---\nreach: nodes\n", "f.yaml:4: the file: a second document, behind \"---\": put all keys into one"},
+		{"one document between markers", "# first\n---\nreach: pods\n---\n", "<nil>"},
+		{"empty address", "edge:\n  admin:\n    address: ''\n", "f.yaml:3: edge.admin.address: \"\" is not an address and port such as 127.0.0.1:9440"},
+		{"empty prefix", "l4: {nodePortAddresses: ['']}\n", "f.yaml:1: l4.nodePortAddresses[0]: \"\" is not a CIDR such as 192.0.2.0/24"},
+		{"empty item", "l7:\n  trustedProxies:\n  - 192.0.2.0/24\n  -\n", "f.yaml:4: l7.trustedProxies[1]: empty: give a value or remove it"},
+		{"IPv6 NodePorts", "l4: {nodePortAddresses: ['2001:db8::/64']}\n", "f.yaml:1: l4.nodePortAddresses[0]: 2001:db8::/64 is IPv6, which iptables does not serve yet: leave it out"},
+		{"IPv6 NodePorts in user space", "l4: {dataplane: userspace, nodePortAddresses: ['2001:db8::1/128']}\n", "<nil>"},
+		{"L7 address twice", "l7:\n  addresses: [192.0.2.1, 192.0.2.1]\n", "f.yaml:2: l7.addresses[1]: 192.0.2.1 is there already: name each address once, or only \"edge\" for all of them"},
+		{"L7 address and all of them", "l7:\n  addresses: [192.0.2.1, edge]\n", "f.yaml:2: l7.addresses[1]: edge is there already: name each address once, or only \"edge\" for all of them"},
 		{"not a mapping", "- edge\n", "f.yaml:1: the file: expected keys and values: edge, clusters, reach, loadBalancer, l4, l7"},
 		{"unknown key", "l4:\n  dataplan: x\n", "f.yaml:2: l4.dataplan: unknown key; did you mean dataplane?"},
 		{"unknown key in another spelling", "load_balancer:\n", "f.yaml:1: load_balancer: unknown key; did you mean loadBalancer?"},
@@ -52,7 +65,7 @@ func TestParseErrors(t *testing.T) {
 }
 
 func TestParseSetsWhatTheFileSays(t *testing.T) {
-	c, err := Parse("f.yaml", []byte("edge: {name: a, admin: {address: '[::1]:1'}}\nl7: {httpPort: 8080, addresses: [edge, 192.0.2.1], idleTimeout: 5s}\n"+
+	c, err := Parse("f.yaml", []byte("edge: {name: a, admin: {address: '[::1]:1'}}\nl7: {httpPort: 8080, addresses: [192.0.2.2, 192.0.2.1], idleTimeout: 5s}\n"+
 		"loadBalancer: {ipAddressPools: [{name: p, addresses: [192.0.2.0/28, 198.51.100.1-198.51.100.9]}]}\n"))
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +73,7 @@ func TestParseSetsWhatTheFileSays(t *testing.T) {
 	if c.Edge.Name != "a" || c.Edge.Admin.Address.Port() != 1 || c.L7.IdleTimeout != 5*time.Second || c.L7.DrainTime != 10*time.Second {
 		t.Errorf("got %+v", c)
 	}
-	if got := fmt.Sprint(c.L7.ListenAddresses()); got != "[:8080 192.0.2.1:8080]" {
+	if got := fmt.Sprint(c.L7.ListenAddresses()); got != "[192.0.2.2:8080 192.0.2.1:8080]" {
 		t.Errorf("listens on %s", got)
 	}
 	if len(c.Pools) != 1 || len(c.Pools[0].Ranges) != 2 {

@@ -1,13 +1,17 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"reflect"
 	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
+
+	"sallyport/watcher/objects"
 )
 
 // Parse decodes data over the defaults and checks the result. file is only named in errors, each of which is
@@ -15,13 +19,9 @@ import (
 func Parse(file string, data []byte) (Config, error) {
 	c := Default()
 	p := &problems{file: file}
-	root, err := document(data)
-	if err != nil {
-		return c, fmt.Errorf("%s: %w", file, err)
-	}
-	p.root = root
-	if root != nil {
-		p.decode(root, reflect.ValueOf(&c).Elem(), "")
+	p.root = p.document(data)
+	if p.root != nil {
+		p.decode(p.root, reflect.ValueOf(&c).Elem(), "")
 	}
 	if p.err() == nil {
 		c.check(p)
@@ -29,16 +29,27 @@ func Parse(file string, data []byte) (Config, error) {
 	return c, p.err()
 }
 
-// document returns the file's only mapping, or nil if it is empty.
-func document(data []byte) (*yaml.Node, error) {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(data, &doc); err != nil {
-		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+// document returns the file's only mapping, or nil if it is empty or unreadable.
+func (p *problems) document(data []byte) *yaml.Node {
+	var only *yaml.Node
+	for d := yaml.NewDecoder(bytes.NewReader(data)); ; {
+		var doc yaml.Node
+		err := d.Decode(&doc)
+		switch {
+		case errors.Is(err, io.EOF):
+			return only
+		case err != nil:
+			line, why := objects.YAMLError(err)
+			p.at(min(max(line, 1), 1+bytes.Count(bytes.TrimSpace(data), []byte("\n"))), orTop(""), "not YAML: %s", why)
+			return nil
+		case len(doc.Content) == 0 || doc.Content[0].Tag == "!!null":
+		case only != nil:
+			p.at(doc.Content[0].Line, orTop(""), "a second document, behind \"---\": put all keys into one")
+			return nil
+		default:
+			only = doc.Content[0]
+		}
 	}
-	if len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
-		return nil, nil
-	}
-	return doc.Content[0], nil
 }
 
 // problems collects what is wrong with one file.
@@ -145,6 +156,10 @@ func (p *problems) decodeSequence(n *yaml.Node, v reflect.Value, key string) {
 	}
 	out := reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content))
 	for i, item := range n.Content {
+		if item.Tag == "!!null" {
+			p.at(item.Line, fmt.Sprintf("%s[%d]", key, i), "empty: give a value or remove it")
+			continue
+		}
 		p.decode(item, out.Index(i), fmt.Sprintf("%s[%d]", key, i))
 	}
 	v.Set(out)
@@ -158,7 +173,8 @@ func (p *problems) decodeScalar(n *yaml.Node, v reflect.Value, key string) {
 	if v.Kind() == reflect.String && n.Tag != "!!str" {
 		n.Tag = "!!str" // 1 is a name as good as "1"
 	}
-	if err := n.Decode(v.Addr().Interface()); err != nil {
+	empty := n.Value == "" && v.Kind() == reflect.Struct // UnmarshalText takes "" for the zero address
+	if err := n.Decode(v.Addr().Interface()); err != nil || empty {
 		p.at(n.Line, key, "%q is not %s", n.Value, expected(v))
 	}
 }
