@@ -76,52 +76,33 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	if err := k.enableForwarding(ctx); err != nil {
 		return err
 	}
-	vips, s, err := k.vips(ctx, s)
+	s, err := k.withoutTakeovers(ctx, s)
 	if err != nil {
 		return err
 	}
+	vips := vips(s)
 	if err := k.withdraw(ctx, vips); err != nil {
 		return err
 	}
-	if err := k.reconcileRoutes(ctx, s); err != nil {
-		return err
-	}
+	routes := k.reconcileRoutes(ctx, s) // one node's route that fails is no reason to stop serving the others
 	if err := k.apply(ctx, Render(s, k.o)); err != nil {
-		return err
+		return errors.Join(routes, err)
 	}
-	return k.assign(ctx, vips)
+	return errors.Join(routes, k.assign(ctx, vips))
 }
 
-// vips returns the IPv4 addresses to stand on the link, and the snapshot without those that the edge has for itself
-// on another link: guarding one of these could lock the operator out.
-func (k *Kernel) vips(ctx context.Context, s *model.Snapshot) ([]netip.Addr, *model.Snapshot, error) {
-	own, err := ownAddresses(k.o.Link)
-	if err != nil {
-		return nil, nil, err
-	}
-	isOwn := func(a netip.Addr) bool {
-		link, found := own[a]
-		if found && k.isNews(a.String(), "own") {
-			k.log.WarnContext(ctx, "address left out as VIP: the edge has it for itself", "vip", a, "linkIndex", link)
-		}
-		return found
-	}
-	out := *s
-	out.Services = slices.Clone(s.Services)
-	var vips []netip.Addr
-	for i := range out.Services {
-		svc := &out.Services[i]
-		if slices.ContainsFunc(svc.VIPs, isOwn) {
-			svc.VIPs = slices.DeleteFunc(slices.Clone(svc.VIPs), isOwn)
-		}
-		for _, a := range svc.VIPs {
+// vips lists the IPv4 addresses to stand on the link, ordered.
+func vips(s *model.Snapshot) []netip.Addr {
+	var list []netip.Addr
+	for i := range s.Services {
+		for _, a := range s.Services[i].VIPs {
 			if a.Is4() {
-				vips = append(vips, a)
+				list = append(list, a)
 			}
 		}
 	}
-	slices.SortFunc(vips, netip.Addr.Compare)
-	return slices.Compact(vips), &out, nil
+	slices.SortFunc(list, netip.Addr.Compare)
+	return slices.Compact(list)
 }
 
 // apply writes what differs from the last time, or everything if that is not known.

@@ -146,22 +146,3 @@ func linkAddrs(link netlink.Link) ([]netip.Addr, error) {
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	return addrs, nil
 }
-
-// ownAddresses lists the IPv4 addresses of all links but the one for VIPs, with the link's index.
-func ownAddresses(vipLink string) (map[netip.Addr]int, error) {
-	except := 0
-	if link, err := netlink.LinkByName(vipLink); err == nil {
-		except = link.Attrs().Index
-	}
-	list, err := netlink.AddrList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
-	own := map[netip.Addr]int{}
-	for _, a := range list {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok && a.LinkIndex != except {
-			own[addr.Unmap()] = a.LinkIndex
-		}
-	}
-	return own, nil
-}

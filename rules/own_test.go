@@ -1,0 +1,138 @@
+package rules
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// TestRoutesOfOthers holds that a Node cannot draw traffic to itself that is not for its pods.
+func TestRoutesOfOthers(t *testing.T) {
+	n := newNetwork(t)
+	in(t, n.edge, func() {
+		sh(t, "ip", "addr", "add", "10.3.0.1/16", "dev", "back")
+		sh(t, "ip", "route", "add", "203.0.113.0/24", "nexthop", "via", "10.0.0.98", "nexthop", "via", "192.0.2.98")
+	})
+	reconcile := startKernel(t, n, Options{})
+	for _, tt := range []struct{ why, internalIP, podCIDR, want string }{
+		{"default route", "10.0.0.66", "0.0.0.0/0", ""},
+		{"half of all addresses", "10.0.0.66", "128.0.0.0/1", ""},
+		{"the nodes' network", "10.0.0.66", "10.0.0.0/24", ""},
+		{"part of the nodes' network", "10.0.0.66", "10.0.0.128/25", ""},
+		{"around the nodes' network", "10.0.0.66", "10.0.0.0/16", ""},
+		{"a client", "10.0.0.66", clientIP + "/32", ""},
+		{"the edge", "10.0.0.66", edgeIP + "/32", ""},
+		{"around a VIP", "10.0.0.66", "198.51.100.0/24", ""},
+		{"a node that is not on the edge's networks", "10.0.0.66", "172.16.5.0/24", ""},
+		{"loopback", "10.0.0.66", "127.0.0.0/8", ""},
+		{"link-local", "10.0.0.66", "169.254.169.254/32", ""},
+		{"multicast", "10.0.0.66", "224.0.0.0/8", ""},
+		{"pods of another node", "10.0.0.66", "10.1.0.2/32", ""},
+		{"around the pods of another node", "10.0.0.66", "10.1.0.0/16", ""},
+		{"through the edge itself", "10.0.0.1", "10.2.0.0/24", ""},
+		{"its own pods", "10.0.0.66", "10.2.0.0/24", "10.2.0.0/24 via 10.0.0.66"},
+		{"inside a network that is routed as a whole", "10.0.0.66", "203.0.113.64/26", "203.0.113.64/26 via 10.0.0.66"},
+	} {
+		t.Run(tt.why, func(t *testing.T) {
+			s := web(" 10.1.0.2:9376")
+			s.Nodes = append(s.Nodes, node("node-2", "172.16.5.5", "10.9.0.0/24"), node("node-3", tt.internalIP, tt.podCIDR))
+			reconcile(s)
+			reconcile(s) // now with the VIP on the link
+			var routes []string
+			in(t, n.edge, func() {
+				for line := range strings.Lines(sh(t, "ip", "-4", "route", "show", "proto", fmt.Sprint(int(routeProtocol)))) {
+					routes = append(routes, strings.Join(strings.Fields(line)[:3], " "))
+				}
+			})
+			want := strings.TrimSuffix("10.1.0.0/24 via "+nodeIP+", "+tt.want, ", ")
+			if got := strings.Join(routes, ", "); got != want {
+				t.Errorf("routes %s; want %s", got, want)
+			}
+			if s.Nodes[2].PodCIDRs[0] != netip.MustParsePrefix(tt.podCIDR) {
+				t.Error("Reconcile changed the snapshot")
+			}
+		})
+	}
+}
+
+// TestVIPsOfOthers holds that the edge does not answer in the place of another machine that the cluster depends on.
+func TestVIPsOfOthers(t *testing.T) {
+	n := newNetwork(t)
+	in(t, n.edge, func() { sh(t, "ip", "route", "add", "default", "via", "192.0.2.254") })
+	startKernel(t, n, Options{})(snapshot(service("thief", nodeIP+" 192.0.2.254 192.0.2.200", "TCP 80 0: 10.1.0.2:9376")))
+	in(t, n.edge, func() {
+		link, err := findLink(DefaultLink)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs, err := linkAddrs(link)
+		if err != nil || fmt.Sprint(addrs) != "[192.0.2.200]" {
+			t.Errorf("VIPs %v, %v; want 192.0.2.200 only", addrs, err)
+		}
+	})
+}
+
+// TestEndpointAtEdge holds that no endpoint leads to what the edge itself runs.
+func TestEndpointAtEdge(t *testing.T) {
+	bothBackends(t, func(t *testing.T, b Backend) {
+		n := newNetwork(t)
+		serve(t, n.edge, "0.0.0.0:22", "sshd")
+		serve(t, n.node, "10.1.0.2:22", "pod")
+		startKernel(t, n, Options{Backend: b})(snapshot(
+			service("thief", "198.51.100.10", "TCP 80 30001: 10.0.0.1:22", "UDP 80 30001: "+edgeIP+":22", "TCP 81 0: 198.51.100.10:22"),
+			service("web", "198.51.100.11", "TCP 80 0: 10.1.0.2:22")))
+		for _, tt := range []struct{ proto, to, want string }{
+			{"tcp", "198.51.100.10:80", "refused"},
+			{"udp", "198.51.100.10:80", "refused"},
+			{"tcp", "198.51.100.10:81", "refused"},
+			{"tcp", edgeIP + ":30001", "refused"},
+			{"udp", edgeIP + ":30001", "refused"},
+			{"tcp", edgeIP + ":22", "sshd " + clientIP},
+			{"tcp", "198.51.100.11:80", "pod 10.0.0.1"},
+		} {
+			if got := ask(t, n.client, tt.proto, tt.to); got != tt.want {
+				t.Errorf("%s %s: got %s, want %s", tt.proto, tt.to, got, tt.want)
+			}
+		}
+	})
+}
+
+// TestRouteFailsAlone holds that a route which the kernel refuses keeps no rule from being applied.
+func TestRouteFailsAlone(t *testing.T) {
+	n := newNetwork(t)
+	serve(t, n.node, "10.1.0.2:9376", "pod")
+	s := web(" 10.1.0.2:9376")
+	s.Nodes = append(s.Nodes, node("node-2", "0.0.0.0", "10.2.0.0/24"))
+	in(t, n.edge, func() {
+		k, err := NewKernel(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := k.Reconcile(context.Background(), s); err == nil || !strings.Contains(err.Error(), "route to 10.2.0.0/24") {
+			t.Errorf("got error %v, want one about the route", err)
+		}
+	})
+	for _, to := range []string{edgeIP + ":30001", "198.51.100.10:80"} {
+		if got := ask(t, n.client, "tcp", to); got != "pod 10.0.0.1" {
+			t.Errorf("%s: got %s", to, got)
+		}
+	}
+}
+
+func TestOverlapping(t *testing.T) {
+	var list []netip.Prefix
+	for s := range strings.FieldsSeq("10.0.0.0/24 10.0.1.0/25 10.0.2.0/23 10.1.0.0/16") {
+		list = append(list, netip.MustParsePrefix(s))
+	}
+	for p, want := range map[string]string{
+		"10.0.0.0/24": "10.0.0.0/24", "10.0.0.255/32": "10.0.0.0/24", "10.0.1.128/25": "", "10.0.3.7/32": "10.0.2.0/23",
+		"10.0.0.0/8": "10.0.0.0/24", "10.0.2.0/24": "10.0.2.0/23", "10.1.0.0/15": "10.0.0.0/24", "10.2.0.0/16": "", "9.0.0.0/8": "", "10.0.2.128/30": "10.0.2.0/23",
+	} {
+		_, got := overlapping(list, netip.MustParsePrefix(p).Masked())
+		if want == "" && got.IsValid() || want != "" && got.String() != want {
+			t.Errorf("%s: got %v, want %q", p, got, want)
+		}
+	}
+}
