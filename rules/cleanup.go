@@ -74,6 +74,11 @@ func removeRules(ctx context.Context, b Backend) (removed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	return f.remove(ctx, found)
+}
+
+// remove removes what find has found, and says what.
+func (f flavour) remove(ctx context.Context, found map[string]remnant) (removed []string, err error) {
 	for _, table := range slices.Sorted(maps.Keys(found)) {
 		r := found[table]
 		if err := f.restore(ctx, r.remove(table)); err != nil {

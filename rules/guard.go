@@ -20,7 +20,8 @@ func (r *renderer) filters(s *model.Snapshot) {
 	input := r.filter.chain("SALLY-INPUT")
 	input.rule(refuse)
 	// What was sent on to an address of the edge itself: who can write an EndpointSlice must not reach its sshd thus.
-	input.rule("-m mark --mark", markValue(r.o.owner()|verdictMasquerade, verdictMask), "-g SALLY-REJECT")
+	// Only its first packet: other programs save marks with connections, and give them to the answers.
+	input.rule("-m mark --mark", markValue(r.o.owner()|verdictMasquerade, verdictMask), "-m conntrack --ctstate NEW -g SALLY-REJECT")
 	if invalid != "" {
 		forward.rule(invalid)
 		input.rule(invalid)

@@ -176,13 +176,25 @@ func isHook(line string) bool {
 	return slices.ContainsFunc(hooks[:], func(h hook) bool { return h.line() == line })
 }
 
-// leaveOther removes our rules from the other backend, where a run with another setting may have left them.
+// leaveOther removes our rules from the other backend, where a run with another setting may have left them. One that is
+// installed, but that the kernel does not have, cannot be read and holds none.
 func (k *Kernel) leaveOther(ctx context.Context) error {
 	other := BackendLegacy
 	if k.flavour.backend == BackendLegacy {
 		other = BackendNFT
 	}
-	removed, err := removeRules(ctx, other)
+	f, err := findFlavour(other)
+	if err != nil {
+		return nil
+	}
+	found, err := f.find(ctx)
+	if err != nil {
+		if k.isNews(f.command, err.Error()) {
+			k.log.WarnContext(ctx, "the other backend cannot be read: rules that an earlier run left there would stay", "backend", other, "err", err)
+		}
+		return nil
+	}
+	removed, err := f.remove(ctx, found)
 	if len(removed) > 0 {
 		k.log.InfoContext(ctx, "rules of the other backend removed", "backend", other, "removed", removed)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -354,6 +356,24 @@ func TestNoIPTables(t *testing.T) {
 	_, err := NewKernel(Options{})
 	if err == nil || !strings.Contains(err.Error(), "apt-get install iptables") {
 		t.Errorf("got error %v, want one that says what to do", err)
+	}
+}
+
+// TestOtherBackendBroken holds that rules are applied where the other backend is installed, but not in the kernel.
+func TestOtherBackendBroken(t *testing.T) {
+	n := newNetwork(t)
+	bin := t.TempDir()
+	script := []byte("#!/bin/sh\n[ \"$1\" = --version ] && echo 'iptables v1.8.9 (nf_tables)' && exit\necho no nf_tables here >&2; exit 1\n")
+	for _, name := range []string{"iptables-nft-save", "iptables-nft-restore"} {
+		if err := os.WriteFile(filepath.Join(bin, name), script, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	serve(t, n.node, "10.1.0.2:9376", "pod")
+	startKernel(t, n, Options{Backend: BackendLegacy})(web(" 10.1.0.2:9376"))
+	if got := ask(t, n.client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
+		t.Errorf("got %s", got)
 	}
 }
 

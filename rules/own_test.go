@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netns"
 )
 
 // TestRoutesOfOthers holds that a Node cannot draw traffic to itself that is not for its pods.
@@ -94,6 +96,28 @@ func TestEndpointAtEdge(t *testing.T) {
 		} {
 			if got := ask(t, n.client, tt.proto, tt.to); got != tt.want {
 				t.Errorf("%s %s: got %s, want %s", tt.proto, tt.to, got, tt.want)
+			}
+		}
+	})
+}
+
+// TestMarksOfOthers holds that our rules work beside a program that keeps packet marks with connections, as those for
+// several uplinks do: answers then carry the marks of requests.
+func TestMarksOfOthers(t *testing.T) {
+	bothBackends(t, func(t *testing.T, b Backend) {
+		n := newNetwork(t)
+		in(t, n.edge, func() {
+			for _, rule := range []string{"PREROUTING -j CONNMARK --restore-mark", "OUTPUT -j CONNMARK --restore-mark", "POSTROUTING -j CONNMARK --save-mark"} {
+				sh(t, append([]string{"iptables-" + string(b), "-t", "mangle", "-A"}, strings.Fields(rule)...)...)
+			}
+		})
+		serve(t, n.node, "10.1.0.2:9376", "pod")
+		startKernel(t, n, Options{Backend: b})(web(" 10.1.0.2:9376"))
+		for name, ns := range map[string]netns.NsHandle{"client": n.client, "edge": n.edge} {
+			for _, to := range []string{edgeIP + ":30001", "198.51.100.10:80"} {
+				if got := ask(t, ns, "tcp", to); got != "pod 10.0.0.1" {
+					t.Errorf("%s to %s: got %s", name, to, got)
+				}
 			}
 		}
 	})
