@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,14 +20,20 @@ type Manifests struct {
 	o    Options
 
 	mu      sync.Mutex
-	files   map[string]objects.Manifest // by file: the last without errors, or the latest if it never was
+	files   map[string]file
 	cluster objects.Cluster
 	read    bool
 }
 
+// A file is what is known of one file of manifests.
+type file struct {
+	sum  [sha256.Size]byte // of its content when it was last read
+	good objects.Manifest  // the last without errors, or the latest if it never was
+}
+
 // NewManifests returns the source of the folder or file at path. Nothing is read before Run.
 func NewManifests(path string, o Options) *Manifests {
-	return &Manifests{path: filepath.Clean(path), o: o, files: map[string]objects.Manifest{}}
+	return &Manifests{path: filepath.Clean(path), o: o, files: map[string]file{}}
 }
 
 // settle is how long a folder must be quiet before it is read again, so that a file is not read half written; maxSettle
@@ -114,11 +121,11 @@ func (m *Manifests) reload() error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	files := make(map[string]objects.Manifest, len(names))
+	files := make(map[string]file, len(names))
 	var all objects.Manifest
 	for _, name := range names {
 		files[name] = m.readFile(name)
-		all.Merge(files[name])
+		all.Merge(files[name].good)
 	}
 	for _, e := range all.Errors {
 		m.o.Log.Error("manifest not used", "at", e.String(), "err", e.Err)
@@ -128,25 +135,29 @@ func (m *Manifests) reload() error {
 	return nil
 }
 
-// readFile reads one file, or returns what it held when it was last without errors.
-func (m *Manifests) readFile(name string) objects.Manifest {
+// readFile reads one file, or returns what it held when it was last without errors. Only what has changed is parsed.
+func (m *Manifests) readFile(name string) file {
 	last, known := m.files[name]
 	data, err := os.ReadFile(name)
 	if err != nil {
 		m.o.Log.Error("manifest cannot be read, its last good objects stay", "err", err)
 		return last
 	}
+	sum := sha256.Sum256(data)
+	if known && sum == last.sum {
+		return last
+	}
 	next := objects.Parse(name, data)
 	for _, w := range next.Warnings {
 		m.o.Log.Warn("manifest has an unknown field", "at", w.String(), "err", w.Err)
 	}
-	if known && len(last.Errors) == 0 && len(next.Errors) > 0 {
+	if known && len(last.good.Errors) == 0 && len(next.Errors) > 0 {
 		for _, e := range next.Errors {
 			m.o.Log.Error("manifest broken, its last good objects stay", "at", e.String(), "err", e.Err)
 		}
-		return last
+		return file{sum, last.good}
 	}
-	return next
+	return file{sum, next}
 }
 
 // Objects returns what was read last. ok is false before the first time.

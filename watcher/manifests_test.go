@@ -170,6 +170,26 @@ func TestManifestsFolderAway(t *testing.T) {
 	eventually(t, changes, "b", func() bool { return names(m) == "b" })
 }
 
+// TestManifestsParsesOnlyWhatChanged touches a file: its objects stay the very same, and what is wrong with it is not told
+// again.
+func TestManifestsParsesOnlyWhatChanged(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.yaml"), manifest("a"))
+	log, lines := textLog()
+	m := NewManifests(dir, testOptions(log))
+	changes := start(t, m)
+	eventually(t, changes, "a", func() bool { return names(m) == "a" })
+	before, _ := m.Objects()
+	write(t, filepath.Join(dir, "a.yaml"), manifest("a")+"---\nkind: [")
+	eventually(t, tick(t), "the broken file is told of", func() bool { return strings.Contains(lines.String(), "manifest broken") })
+	write(t, filepath.Join(dir, "b.yaml"), manifest("b"))
+	eventually(t, changes, "a and b", func() bool { return names(m) == "a b" })
+	after, _ := m.Objects()
+	if before.Services[0] != after.Services[0] || strings.Count(lines.String(), "manifest broken") != 1 {
+		t.Errorf("a.yaml was parsed again: %s", lines)
+	}
+}
+
 func TestManifestsMissing(t *testing.T) {
 	log, _ := textLog()
 	m := NewManifests(filepath.Join(t.TempDir(), "missing"), testOptions(log))
