@@ -22,6 +22,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"sallyport/bench/lab/network"
 )
 
 // TestMain lets the test binary play the lab's program and an image.
@@ -167,7 +169,7 @@ func (b *bed) start() {
 	b.stop = sync.OnceFunc(func() { cancel(); agent.Wait() })
 	b.Cleanup(func() {
 		b.stop()
-		left, err := filepath.Glob(filepath.Join(netNSDir, b.config.PodNetNSPrefix+"*"))
+		left, err := filepath.Glob(filepath.Join(network.NamespaceFolder, b.config.PodNetNSPrefix+"*"))
 		if err != nil || len(left) > 0 {
 			b.Errorf("pod namespaces left: %v, %v", left, err)
 		}
@@ -279,7 +281,7 @@ func (b *bed) dial(from string, to string) error {
 // inNode runs a command in the node's network namespace.
 func (b *bed) inNode(argv ...string) {
 	b.Helper()
-	out, err := exec.Command("nsenter", append([]string{"--net=" + filepath.Join(netNSDir, b.config.NetNS)}, argv...)...).CombinedOutput()
+	out, err := exec.Command("nsenter", append([]string{"--net=" + filepath.Join(network.NamespaceFolder, b.config.NetNS)}, argv...)...).CombinedOutput()
 	if err != nil {
 		b.Fatalf("%q: %v: %s", argv, err, out)
 	}

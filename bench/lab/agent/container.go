@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path"
 	"sync"
 	"syscall"
 	"time"
@@ -100,7 +102,7 @@ func (c *container) start() (*process, error) {
 
 // prepare computes what to run.
 func (c *container) prepare() (processSpec, error) {
-	if err := checkSupported(c.spec); err != nil {
+	if err := checkSupported(c.w.spec, c.spec); err != nil {
 		return processSpec{}, &startError{"CreateContainerConfigError", err}
 	}
 	pod, facts, netNS := c.w.surroundings()
@@ -115,7 +117,11 @@ func (c *container) prepare() (processSpec, error) {
 	if err != nil {
 		return processSpec{}, &startError{"RunContainerError", err}
 	}
-	return processSpec{netNS: netNS, hostname: facts.hostname, dir: c.spec.WorkingDir, argv: argv, env: env.list()}, nil
+	dir := path.Join("/", c.spec.WorkingDir) // an image without a WORKDIR starts in the root
+	if _, err := os.Stat(dir + "/."); err != nil {
+		return processSpec{}, &startError{"CreateContainerError", fmt.Errorf("container %q: workingDir: %w", c.spec.Name, err)}
+	}
+	return processSpec{netNS: netNS, hostname: facts.hostname, dir: dir, argv: argv, env: env.list()}, nil
 }
 
 // refuse tells why the container cannot be started.

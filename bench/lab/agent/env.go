@@ -7,10 +7,9 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-)
 
-// labMarker is the variable by which the lab finds its processes again; pods inherit it from the agent.
-const labMarker = "SALLYPORT_LAB_NAME"
+	"sallyport/bench/lab/network"
+)
 
 // searchPath is the PATH of every container.
 const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -49,8 +48,8 @@ func containerEnv(pod *corev1.Pod, c *corev1.Container, facts podFacts) (*enviro
 	env := &environment{values: map[string]string{}}
 	env.set("PATH", searchPath)
 	env.set("HOSTNAME", facts.hostname)
-	if name, ok := os.LookupEnv(labMarker); ok {
-		env.set(labMarker, name)
+	if name, ok := os.LookupEnv(network.LabVariable); ok { // by which the lab finds its processes again
+		env.set(network.LabVariable, name)
 	}
 	if len(c.EnvFrom) > 0 {
 		return nil, fmt.Errorf("container %q: envFrom is not supported by the lab's node agent", c.Name)

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"sallyport/bench/lab/network"
 )
 
 func TestImageName(t *testing.T) {
@@ -75,7 +77,7 @@ func TestExpand(t *testing.T) {
 }
 
 func TestContainerEnv(t *testing.T) {
-	t.Setenv(labMarker, "blue")
+	t.Setenv(network.LabVariable, "blue")
 	pod := testPod("web", "true")
 	pod.Labels = map[string]string{"app.kubernetes.io/name": "web"}
 	field := func(name, path string) corev1.EnvVar {
@@ -142,9 +144,26 @@ func TestCheckSupported(t *testing.T) {
 			`container "c": grpc probes are not supported by the lab's node agent`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := fmt.Sprint(checkSupported(&tt.c)); got != tt.want {
+			if got := fmt.Sprint(checkSupported(&corev1.PodSpec{}, &tt.c)); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestCheckSupportedOfAPod(t *testing.T) {
+	ported := &corev1.Container{Name: "a", Ports: []corev1.ContainerPort{{ContainerPort: 80, HostPort: 80}}}
+	for _, tt := range []struct {
+		name string
+		pod  corev1.PodSpec
+		want string
+	}{
+		{"host port", corev1.PodSpec{}, `container "a": hostPort 80 is not supported by the lab's node agent`},
+		{"host network, where the API server sets the host port itself", corev1.PodSpec{HostNetwork: true}, "<nil>"},
+		{"deadline", corev1.PodSpec{HostNetwork: true, ActiveDeadlineSeconds: new(int64(1))}, "activeDeadlineSeconds is not supported by the lab's node agent"},
+	} {
+		if got := fmt.Sprint(checkSupported(&tt.pod, ported)); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
+		}
 	}
 }

@@ -13,12 +13,13 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
+
+	"sallyport/bench/lab/network"
 )
 
 const (
-	netNSDir   = "/run/netns" // of named network namespaces, as ip-netns(8) has it
-	bridgeName = "pods"       // in the node's namespace
-	podLink    = "eth0"       // in the pod's namespace
+	bridgeName = "pods" // in the node's namespace
+	podLink    = "eth0" // in the pod's namespace
 )
 
 // podNetwork joins pods to their node: a bridge in the node's namespace that holds the first address of each pod
@@ -37,12 +38,12 @@ type podNetwork struct {
 
 // sandbox is the network of one pod.
 type sandbox struct {
-	netNS string // name below netNSDir
+	netNS string // name below network.NamespaceFolder
 	veth  string // node's end
 	ips   []netip.Addr
 }
 
-func (s sandbox) path() string { return filepath.Join(netNSDir, s.netNS) }
+func (s sandbox) path() string { return filepath.Join(network.NamespaceFolder, s.netNS) }
 
 // podNetNS returns the name of a pod's network namespace.
 func podNetNS(prefix string, uid types.UID) string { return prefix + shortUID(uid) }
@@ -200,7 +201,7 @@ func routeVia(links *netlink.Handle, link netlink.Link, gateway netip.Addr) erro
 // detach removes a pod's network and frees its addresses. What is not there is not missed.
 func (n *podNetwork) detach(s sandbox) error {
 	// The namespace, and the pair with it, would go by itself, but only after the last process and socket in it.
-	err := errors.Join(n.deleteLink(s.veth), deleteNetNS(s.netNS))
+	err := errors.Join(n.deleteLink(s.veth), network.DeleteNamespace(s.netNS))
 	for i, ip := range s.ips {
 		n.pools[i].release(ip)
 	}
@@ -256,14 +257,6 @@ func newNamedNetNS(name string) (ns netns.NsHandle, err error) {
 		return netns.None(), fmt.Errorf("make network namespace %s: %w", name, err)
 	}
 	return ns, nil
-}
-
-func deleteNetNS(name string) error {
-	err := netns.DeleteNamed(name)
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("delete network namespace %s: %w", name, err)
-	}
-	return nil
 }
 
 // inNetNS runs fn on a thread of its own inside ns. Sockets that fn makes stay there; goroutines that it starts

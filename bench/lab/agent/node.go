@@ -37,6 +37,7 @@ type nodeKeeper struct {
 	ip     netip.Addr
 	log    *slog.Logger
 	ready  atomic.Bool           // pods can be run
+	cidrs  []string              // the pod CIDRs once the controller manager has given them
 	lease  *coordinationv1.Lease // as last written; nil if not known
 }
 
@@ -46,6 +47,7 @@ func (k *nodeKeeper) awaitPodCIDRs(ctx context.Context) ([]netip.Prefix, error) 
 	for {
 		node, err := k.sync(ctx)
 		if err == nil && len(node.Spec.PodCIDRs) > 0 {
+			k.cidrs = node.Spec.PodCIDRs
 			return parsePodCIDRs(node)
 		}
 		if err != nil && err.Error() != reported {
@@ -108,13 +110,20 @@ func (k *nodeKeeper) sync(ctx context.Context) (*corev1.Node, error) {
 	return nodes.Patch(ctx, k.name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 }
 
+// newNode is the Node as registered. A Node that somebody deleted comes back with its pod CIDRs: its pods and the routes
+// to them have not changed.
 func (k *nodeKeeper) newNode() *corev1.Node {
+	spec := corev1.NodeSpec{PodCIDRs: k.cidrs}
+	if len(k.cidrs) > 0 {
+		spec.PodCIDR = k.cidrs[0]
+	}
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: k.name, Labels: map[string]string{
 			corev1.LabelHostname:   k.name,
 			corev1.LabelOSStable:   runtime.GOOS,
 			corev1.LabelArchStable: runtime.GOARCH,
 		}},
+		Spec:   spec,
 		Status: nodeStatus(k.name, k.ip, k.ready.Load(), metav1.Now()),
 	}
 }

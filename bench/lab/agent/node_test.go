@@ -56,11 +56,16 @@ func TestNodeIsRepaired(t *testing.T) {
 	if !nodeReady(beat()) {
 		t.Error("node stays Unknown")
 	}
+	k.cidrs = []string{"10.1.7.0/24", "fd00:1:7::/64"}
 	if err := nodes.Delete(t.Context(), "node-1", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if !nodeReady(beat()) {
+	node = beat()
+	if !nodeReady(node) {
 		t.Error("node is not registered again")
+	}
+	if got := node.Spec; got.PodCIDR != "10.1.7.0/24" || !slices.Equal(got.PodCIDRs, k.cidrs) {
+		t.Errorf("the pods are still in %v, but the node says %+v", k.cidrs, got)
 	}
 }
 

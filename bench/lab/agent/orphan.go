@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
+
+	"sallyport/bench/lab/network"
 )
 
 // removeOrphans removes what an agent that was killed left of this node's pods: processes, network namespaces and
@@ -23,7 +25,7 @@ func removeOrphans(dir, prefix string) error {
 	for _, e := range entries {
 		uid := types.UID(e.Name()[strings.LastIndexByte(e.Name(), '_')+1:])
 		name := podNetNS(prefix, uid)
-		err := errors.Join(killInNetNS(filepath.Join(netNSDir, name)), deleteNetNS(name), os.RemoveAll(filepath.Join(dir, podsDir, e.Name())))
+		err := errors.Join(killInNetNS(filepath.Join(network.NamespaceFolder, name)), network.DeleteNamespace(name), os.RemoveAll(filepath.Join(dir, podsDir, e.Name())))
 		if err != nil {
 			return fmt.Errorf("remove pod %s of an earlier agent: %w", e.Name(), err)
 		}

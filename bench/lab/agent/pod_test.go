@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sallyport/bench/lab/network"
 )
 
 func webPod(name string) *corev1.Pod {
@@ -95,14 +97,20 @@ func TestServiceOnOneNode(t *testing.T) {
 // TestContainerSurroundings has the container itself say what it sees.
 func TestContainerSurroundings(t *testing.T) {
 	b := startBed(t)
-	pod := testPod("seer", `echo "host=$(hostname) pid=$$$$ procs=$(ls -d /proc/[0-9]* | wc -l) dir=$PWD node=$NODE"; exec sleep 1000`)
+	pod := testPod("seer", `set -- /proc/[0-9]*; echo "procs=$# pid=$$$$ dir=$(readlink /proc/1/cwd) node=$NODE host=$(hostname)"; exec sleep 1000`)
 	pod.Spec.Containers[0].WorkingDir = "/usr"
 	pod.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "NODE", ValueFrom: &corev1.EnvVarSource{
 		FieldRef: &corev1.ObjectFieldSelector{FieldPath: "spec.nodeName"},
 	}}}
 	b.create(pod)
 	b.status("seer", ready)
-	b.logged("seer", "host=seer pid=1 procs=4 dir=/usr node=node-1\n") // sh, its subshell, ls and wc
+	b.logged("seer", "procs=1 pid=1 dir=/usr node=node-1 host=seer\n")
+}
+
+func TestContainerStartsInTheRootFolder(t *testing.T) {
+	b := startBed(t)
+	b.create(testPod("seer", `echo "dir=$(readlink /proc/1/cwd)"; exec sleep 1000`))
+	b.logged("seer", "dir=/\n")
 }
 
 func TestHostNetwork(t *testing.T) {
@@ -218,6 +226,10 @@ func TestCannotRun(t *testing.T) {
 		{"volume", "CreateContainerConfigError", `volume "data" cannot be mounted`, func(c *corev1.Container) {
 			c.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
 		}},
+		{"folder", "CreateContainerError", `workingDir: stat /no/such/.`, func(c *corev1.Container) { c.WorkingDir = "/no/such" }},
+		{"host-port", "CreateContainerConfigError", `hostPort 80 is not supported`, func(c *corev1.Container) {
+			c.Ports = []corev1.ContainerPort{{ContainerPort: 8080, HostPort: 80}}
+		}},
 	} {
 		pod := testPod(tt.name, "exec sleep 1000")
 		tt.change(&pod.Spec.Containers[0])
@@ -287,7 +299,7 @@ func TestRemoveOrphans(t *testing.T) {
 	l := newLauncher()
 	defer l.stop()
 	argv := []string{"/bin/sh", "-c", "echo inside; exec sleep 1000"}
-	p, err := l.start(processSpec{netNS: filepath.Join(netNSDir, name), hostname: "lost", argv: argv, output: output})
+	p, err := l.start(processSpec{netNS: filepath.Join(network.NamespaceFolder, name), hostname: "lost", argv: argv, output: output})
 	if err != nil {
 		t.Fatal(err)
 	}

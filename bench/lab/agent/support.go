@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -13,7 +14,15 @@ const tokenVolume = "kube-api-access-"
 
 // checkSupported says what a container asks for that the agent does not do. Such a container is not started: one
 // that runs without its volume would fail in a way that nobody understands.
-func checkSupported(c *corev1.Container) error {
+func checkSupported(pod *corev1.PodSpec, c *corev1.Container) error {
+	if pod.ActiveDeadlineSeconds != nil {
+		return errors.New("activeDeadlineSeconds is not supported by the lab's node agent")
+	}
+	for _, p := range c.Ports {
+		if p.HostPort != 0 && !pod.HostNetwork {
+			return fmt.Errorf("container %q: hostPort %d is not supported by the lab's node agent", c.Name, p.HostPort)
+		}
+	}
 	for _, m := range c.VolumeMounts {
 		if !strings.HasPrefix(m.Name, tokenVolume) {
 			return fmt.Errorf("container %q: volume %q cannot be mounted by the lab's node agent", c.Name, m.Name)

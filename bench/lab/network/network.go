@@ -23,7 +23,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // NamespaceFolder is where iproute2 keeps named network namespaces.
@@ -242,9 +242,24 @@ func Remove(lab string) error {
 		}
 	}
 	for _, name := range names {
-		if err := netns.DeleteNamed(name); err != nil {
-			errs = append(errs, fmt.Errorf("delete network namespace %s: %w", name, err))
-		}
+		errs = append(errs, DeleteNamespace(name))
 	}
 	return errors.Join(errs...)
+}
+
+// DeleteNamespace removes the name of a network namespace; the namespace goes with its last process. The name may be
+// missing, and it may be a file without a namespace: whoever made or deleted it was killed between two steps.
+func DeleteNamespace(name string) error {
+	path := filepath.Join(NamespaceFolder, name)
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err == nil || errors.Is(err, unix.EINVAL) { // EINVAL: not a mount point
+		err = os.Remove(path)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("delete network namespace %s: %w", name, err)
+	}
+	return nil
 }

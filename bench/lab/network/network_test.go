@@ -176,6 +176,25 @@ func TestTwoLabsAtOnceAndNothingLeft(t *testing.T) {
 	}
 }
 
+// What was killed while it made or deleted a namespace leaves a name without one.
+func TestRemoveTakesANameWithoutANamespace(t *testing.T) {
+	create(t, "net-half")
+	file := filepath.Join(NamespaceFolder, Prefix("net-half")+"pod.12345678")
+	if err := os.WriteFile(file, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(file) })
+	if err := Remove("net-half"); err != nil {
+		t.Error(err)
+	}
+	if left, err := Namespaces("net-half"); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %s, %v", strings.Join(left, ", "), err)
+	}
+	if err := DeleteNamespace(Prefix("net-half") + "pod.12345678"); err != nil {
+		t.Errorf("a name that does not exist: %v", err)
+	}
+}
+
 func TestCreateRefuses(t *testing.T) {
 	for _, o := range []Options{{Lab: "a.b", Nodes: 1}, {Lab: "a", Nodes: 0}, {Lab: "a", Nodes: 1, Edges: maxEdges + 1}} {
 		if _, err := Create(o); err == nil {
