@@ -34,17 +34,19 @@ type edge struct {
 	prober   *reach.Prober
 	pipeline *pipeline
 	lane     *lane
+	watchL4  func(context.Context) error // returns when it is done, or failed
 	closeL4  func()
 }
 
 // newEdge binds every port and finds every tool, so that what is missing is known before traffic is touched.
 func newEdge(c config.Config, sources []watcher.Source, log *slog.Logger, registry *prometheus.Registry) (*edge, error) {
 	e := &edge{config: c, log: log, registry: registry, closeL4: func() {}}
+	e.watchL4 = func(context.Context) error { return nil }
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	buildInfo(registry)
 	trigger := watcher.NewTrigger(watcher.CoalesceDelay)
 	e.prober = reach.New(reach.Options{Changed: trigger.Mark, Log: log.With("part", "reach"), Metrics: registry})
-	steps, err := e.bind()
+	steps, err := e.bind(trigger)
 	if err != nil {
 		return nil, errors.Join(err, e.close())
 	}
@@ -53,13 +55,13 @@ func newEdge(c config.Config, sources []watcher.Source, log *slog.Logger, regist
 }
 
 // bind makes what Reconcile will be called on, in the order of the calls.
-func (e *edge) bind() (sequence, error) {
+func (e *edge) bind(trigger *watcher.Trigger) (sequence, error) {
 	c := e.config
 	var err error
 	if e.admin, err = admin.Listen(admin.Options{Address: c.Edge.Admin.Address.String(), Metrics: e.registry, Ready: e.ready}); err != nil {
 		return nil, err
 	}
-	l4, err := e.newL4()
+	l4, err := e.newL4(trigger)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +95,7 @@ func newGateway(c config.Config, log *slog.Logger, r prometheus.Registerer) *gat
 }
 
 // newL4 makes the reconciler of the configured dataplane.
-func (e *edge) newL4() (step, error) {
+func (e *edge) newL4(trigger *watcher.Trigger) (step, error) {
 	if e.config.L4.Dataplane == config.DataplaneUserspace {
 		p := stream.New(stream.Options{NodePortAddresses: hosts(e.config.L4.NodePortAddresses),
 			Log: e.log.With("part", "stream"), Metrics: e.registry})
@@ -102,6 +104,7 @@ func (e *edge) newL4() (step, error) {
 	}
 	o := rulesOptions(e.config)
 	o.Log, o.Metrics = e.log, e.registry
+	e.watchL4 = func(ctx context.Context) error { return rules.Watch(ctx, trigger.Mark) }
 	k, err := rules.NewKernel(o)
 	return step{"rules", k}, err
 }
@@ -175,6 +178,7 @@ func (e *edge) run(ctx context.Context) error {
 	g, failed := errgroup.WithContext(background)
 	g.Go(func() error { return e.pipeline.run(failed) })
 	g.Go(func() error { return e.prober.Run(failed) })
+	g.Go(func() error { return e.watchL4(failed) })
 	g.Go(func() error { return e.admin.Serve(failed) })
 	g.Go(func() error {
 		defer stop()
