@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ func program(t *testing.T) string {
 	t.Helper()
 	cluster.RequireLab(t)
 	path := filepath.Join(t.TempDir(), "lab")
-	if err := build.Lab(t.Context(), path); err != nil {
+	if err := build.Command(t.Context(), build.LabCommand, path); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -105,13 +106,23 @@ func remains(t *testing.T, name string) []string {
 	if files, err := filepath.Glob("/var/lib/sallyport-lab/" + name); err != nil || len(files) > 0 {
 		found = append(found, fmt.Sprint(files, err))
 	}
-	out, err := exec.Command("ps", "-eo", "pid=,args=").Output()
-	if err != nil {
-		t.Fatal(err)
+	return append(found, remainingProcesses(t, name)...)
+}
+
+// remainingProcesses finds processes by what they were called with, and by the environment, which pods have too.
+func remainingProcesses(t *testing.T, name string) []string {
+	t.Helper()
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil || len(processes) == 0 {
+		t.Fatalf("list processes: %v", err)
 	}
-	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "sallyport-lab/"+name+"/") || strings.Contains(line, "sp."+name+".") {
-			found = append(found, "process "+strings.TrimSpace(line))
+	var found []string
+	for _, dir := range processes {
+		cmdline, _ := os.ReadFile(dir + "/cmdline") // it may have ended meanwhile
+		environ, _ := os.ReadFile(dir + "/environ")
+		if bytes.Contains(cmdline, []byte("sallyport-lab/"+name+"/")) || bytes.Contains(cmdline, []byte("sp."+name+".")) ||
+			bytes.Contains(environ, []byte(network.LabVariable+"="+name+"\x00")) {
+			found = append(found, fmt.Sprintf("process %s: %q", dir, cmdline))
 		}
 	}
 	return found
@@ -133,8 +144,8 @@ func TestDownAfterACrashLeavesNothing(t *testing.T) {
 	name := labName("crash")
 	up := startUp(t, lab, name)
 	startPod(t, lab, name)
-	if len(remains(t, name)) == 0 {
-		t.Fatal("nothing can be seen of a running lab: this test sees nothing")
+	if seen := strings.Join(remains(t, name), "\n"); !strings.Contains(seen, "netexec") || !strings.Contains(seen, "link splab") {
+		t.Fatalf("the pod or the link of a running lab is not seen, but\n%s", seen)
 	}
 	if err := up.cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)

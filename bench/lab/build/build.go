@@ -11,10 +11,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -86,13 +88,49 @@ func All(ctx context.Context, log *slog.Logger) (Programs, error) {
 	return all, nil
 }
 
-// Lab builds the lab's own program to the path out.
-func Lab(ctx context.Context, out string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", out, "sallyport/bench/lab")
+// LabCommand is the package of the lab's own program.
+const LabCommand = "sallyport/bench/lab"
+
+// Command builds a command of this module, named by its package's path, to the path out.
+//
+// It also looks into every folder that the command is made of. That tells go test what a test depends on that runs the
+// command without importing it: the test's result is not taken from the cache when a file there has changed.
+func Command(ctx context.Context, pkg, out string) error {
+	folders, err := sources(ctx, pkg)
+	if err != nil {
+		return err
+	}
+	for _, folder := range folders {
+		if _, err := os.ReadDir(folder); err != nil {
+			return fmt.Errorf("look at the source of %s: %w", pkg, err)
+		}
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", out, pkg)
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build sallyport/bench/lab: %w\n%s", err, text)
+		return fmt.Errorf("build %s: %w\n%s", pkg, err, text)
 	}
 	return nil
+}
+
+// sourcesFormat prints, for a package of the main module, its folder, those of the files it embeds, and the module's.
+const sourcesFormat = `{{if .Module}}{{if .Module.Main}}{{$dir := .Dir}}{{$dir}}/.
+{{range .EmbedFiles}}{{$dir}}/{{.}}
+{{end}}{{.Module.GoMod}}
+{{end}}{{end}}`
+
+// sources lists the folders of this module whose files make up the command.
+func sources(ctx context.Context, pkg string) ([]string, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-deps", "-f", sourcesFormat, pkg).Output()
+	if err != nil {
+		return nil, fmt.Errorf("list the source of %s (run this inside the sallyport source tree): %w", pkg, err)
+	}
+	folders := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		if file := strings.TrimSpace(line); file != "" {
+			folders[filepath.Dir(file)] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(folders)), nil
 }
 
 // sourceFolder is where this package's source, and with it the nested modules, lies. They cannot be embedded:

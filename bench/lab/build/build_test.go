@@ -3,6 +3,7 @@ package build
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -53,6 +54,28 @@ func TestKeyFollowsThePins(t *testing.T) {
 	write("require example.com/b v0.1.0\n")
 	if _, _, err := m.key(dir); err == nil || !strings.Contains(err.Error(), "does not require example.com/a") {
 		t.Errorf("go.mod without the pin: got error %v", err)
+	}
+}
+
+// What a command is made of decides whether go test runs the tests of the command again.
+func TestSources(t *testing.T) {
+	folders, err := sources(t.Context(), LabCommand)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := filepath.Abs("../../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{".", "bench/lab", "bench/lab/agent", "bench/lab/build"} {
+		if !slices.Contains(folders, filepath.Join(root, want)) {
+			t.Errorf("%s is not in %q", want, folders)
+		}
+	}
+	for _, folder := range folders {
+		if rest, ok := strings.CutPrefix(folder, root); !ok || strings.HasPrefix(rest, "/gateway") {
+			t.Errorf("%s is no part of the lab", folder)
+		}
 	}
 }
 

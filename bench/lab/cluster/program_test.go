@@ -3,9 +3,11 @@ package cluster
 import (
 	"context"
 	"errors"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -134,6 +136,29 @@ func TestCheckImages(t *testing.T) {
 	} {
 		if err := checkImages(map[string]string{"shop": tt.path}); (err == nil) != tt.ok {
 			t.Errorf("%s: got %v, want ok %v", tt.path, err, tt.ok)
+		}
+	}
+}
+
+// Another lab's end may remove the folder of all labs at any time.
+func TestMakeFolderBesideAnEndingLab(t *testing.T) {
+	parent := filepath.Join(t.TempDir(), "labs")
+	ctx, cancel := context.WithCancel(t.Context())
+	var ending sync.WaitGroup
+	ending.Go(func() {
+		for ctx.Err() == nil {
+			_ = os.Remove(parent) // fails as long as a lab is in it
+		}
+	})
+	defer ending.Wait()
+	defer cancel()
+	for range 200 {
+		dir := filepath.Join(parent, "lab")
+		if err := makeFolder(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -48,7 +48,7 @@ func (c *Cluster) startControl(ctx context.Context) error {
 		return err
 	}
 	err := inParallel(
-		func() error { return c.WaitAPI(ctx) },
+		func() error { return within(ctx, startWithin, c.WaitAPI) },
 		func() error { return c.ensureProgram(ctx) },
 	)
 	if err != nil {
@@ -77,7 +77,7 @@ func (c *Cluster) ensureProgram(ctx context.Context) error {
 		return nil
 	}
 	c.lab = filepath.Join(c.dir, "lab")
-	return build.Lab(ctx, c.lab)
+	return build.Command(ctx, build.LabCommand, c.lab)
 }
 
 // startNodes starts an agent and a kube-proxy for each node and waits until pods can run and be reached.

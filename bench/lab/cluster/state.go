@@ -16,6 +16,16 @@ const labsFolder = "/var/lib/sallyport-lab"
 
 func folder(lab string) string { return filepath.Join(labsFolder, lab) }
 
+// makeFolder makes a lab's folder. labsFolder may go meanwhile, with the last of the other labs.
+func makeFolder(dir string) (err error) {
+	for range 100 {
+		if err = os.MkdirAll(dir, 0o755); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
 // A State is what another process can know of a lab.
 type State struct {
 	// Name is the lab's name.

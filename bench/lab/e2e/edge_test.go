@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/bench/lab/build"
 	"sallyport/bench/lab/cluster"
 )
 
@@ -30,11 +31,7 @@ var program string
 // buildProgram compiles it once for the run.
 func buildProgram(dir string) error {
 	program = filepath.Join(dir, "sallyport")
-	out, err := exec.Command("go", "build", "-o", program, "sallyport/cmd/sallyport").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("build sallyport: %w\n%s", err, out)
-	}
-	return nil
+	return build.Command(context.Background(), "sallyport/cmd/sallyport", program)
 }
 
 // startEdge runs sallyport on the host and waits for its first snapshot to be applied.

@@ -123,11 +123,20 @@ func TestNodePortOfAServiceWithOtherPorts(t *testing.T) {
 func TestNodePortWithoutEndpointsRefuses(t *testing.T) {
 	s := theSite(t)
 	ns := s.Namespace(t)
+	for _, e := range s.edges { // what listens there would answer if nothing refused for the Service
+		s.listen(t, e, 30009)
+		if err := dial(s.client(), e.host.Addr, 30009); err != nil {
+			t.Fatal(err)
+		}
+	}
 	s.Apply(t, ns, `{apiVersion: v1, kind: Service, metadata: {name: none}, spec: {type: NodePort, selector: {app: none}, ports: [{port: 80, nodePort: 30009}]}}`)
 	s.onEachEdge(t, func(t *testing.T, e *edge) {
-		if err := dial(s.client(), e.host.Addr, 30009); !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Errorf("got %v, want a refusal", err)
-		}
+		eventually(t, 5*time.Second, func() error {
+			if err := dial(s.client(), e.host.Addr, 30009); !errors.Is(err, syscall.ECONNREFUSED) {
+				return fmt.Errorf("got %v, want a refusal", err)
+			}
+			return nil
+		})
 	})
 }
 
@@ -219,6 +228,11 @@ func (s *site) routePool(t *testing.T, e *edge) {
 	if out, err := s.client().Command(t.Context(), "ip", route...).CombinedOutput(); err != nil {
 		t.Fatalf("ip %v: %v: %s", route, err, out)
 	}
+	t.Cleanup(func() {
+		if out, err := s.client().Command(context.WithoutCancel(t.Context()), "ip", "route", "del", s.Pool().String()).CombinedOutput(); err != nil {
+			t.Errorf("remove the route to %v: %v: %s", s.Pool(), err, out)
+		}
+	})
 }
 
 // listen accepts connections on every address of the edge, as sshd does, for the length of the test.
