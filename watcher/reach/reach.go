@@ -40,7 +40,7 @@ type Options struct {
 // just going away proves nothing.
 const failuresToFall = 3
 
-// candidates is how many endpoints of a node are tried in one probe.
+// candidates is how many pods of a node are tried in one probe.
 const candidates = 3
 
 // A Prober keeps the answer for each node. Its methods may be called concurrently.
@@ -55,11 +55,19 @@ type Prober struct {
 
 // node is what is known of one node.
 type node struct {
-	endpoints []netip.AddrPort // to try, at most candidates
-	probed    bool             // an answer has been found at least once
-	pods      bool             // the answer: pods are reached directly
-	failures  int              // probes in a row without an answer
+	probes   probes // what to try
+	probed   bool   // an answer has been found at least once
+	pods     bool   // the answer: pods are reached directly
+	failures int    // probes in a row without an answer
 }
+
+// probes are pods of a node, at most candidates of each kind.
+type probes struct {
+	tcp []netip.AddrPort // take connections
+	udp []netip.AddrPort // refuse them; asked only where there are no others
+}
+
+func (p probes) none() bool { return len(p.tcp)+len(p.udp) == 0 }
 
 // New returns a Prober that knows no node.
 func New(o Options) *Prober {
@@ -101,7 +109,7 @@ func (p *Prober) PodsReachable(ref model.ObjectRef) bool {
 // Reconcile takes over the nodes and endpoints of s. Nodes without a known answer are probed at once by Run. It belongs
 // after the reconciler that programs routes.
 func (p *Prober) Reconcile(_ context.Context, s *model.Snapshot) error {
-	found := endpointsByNode(s)
+	found := probesByNode(s)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	next := make(map[model.ObjectRef]*node, len(s.Nodes))
@@ -111,8 +119,8 @@ func (p *Prober) Reconcile(_ context.Context, s *model.Snapshot) error {
 		if n == nil {
 			n = &node{}
 		}
-		n.endpoints = found[nodeKey{sn.Ref.Cluster, sn.Ref.Name}]
-		unknown = unknown || (!n.probed && len(n.endpoints) > 0)
+		n.probes = found[nodeKey{sn.Ref.Cluster, sn.Ref.Name}]
+		unknown = unknown || (!n.probed && !n.probes.none())
 		next[sn.Ref] = n
 	}
 	p.nodes = next
@@ -129,28 +137,39 @@ func (p *Prober) Reconcile(_ context.Context, s *model.Snapshot) error {
 // nodeKey names a node as endpoints do.
 type nodeKey struct{ cluster, name string }
 
-// endpointsByNode picks up to candidates pods of each node, with one port of each, ready ones only. The port is that of
-// any protocol: a pod that serves UDP answers a TCP connection by RST, which shows as well that it is reached. Pods with
-// the node's own address (hostNetwork) are left out: that a node is reached says nothing of its pods.
-func endpointsByNode(s *model.Snapshot) map[nodeKey][]netip.AddrPort {
+// probesByNode picks pods of each node, with one port of each: ready ones, and IPv4 as all destinations are. Pods with the
+// node's own address (hostNetwork) are left out: that a node is reached says nothing of its pods.
+func probesByNode(s *model.Snapshot) map[nodeKey]probes {
 	hosts := map[netip.Addr]bool{}
 	for _, n := range s.Nodes {
 		for _, ip := range n.InternalIPs {
 			hosts[ip] = true
 		}
 	}
-	out := map[nodeKey][]netip.AddrPort{}
+	out := map[nodeKey]probes{}
 	for i := range s.Services {
 		for _, port := range s.Services[i].Ports {
 			for _, e := range port.Endpoints {
-				k := nodeKey{s.Services[i].Ref.Cluster, e.Node}
-				if e.Ready && e.Node != "" && !hosts[e.Addr.Addr()] && wanted(out[k], e.Addr.Addr()) {
-					out[k] = append(out[k], e.Addr)
+				if !e.Ready || e.Node == "" || !e.Addr.Addr().Is4() || hosts[e.Addr.Addr()] {
+					continue
 				}
+				k := nodeKey{s.Services[i].Ref.Cluster, e.Node}
+				out[k] = out[k].with(e.Addr, port.Protocol)
 			}
 		}
 	}
 	return out
+}
+
+// with adds a pod, if it is wanted.
+func (p probes) with(pod netip.AddrPort, protocol model.Protocol) probes {
+	switch {
+	case protocol == model.TCP && wanted(p.tcp, pod.Addr()):
+		p.tcp = append(p.tcp, pod)
+	case protocol == model.UDP && wanted(p.udp, pod.Addr()):
+		p.udp = append(p.udp, pod)
+	}
+	return p
 }
 
 // wanted says whether a further pod, with this address, is to be tried.
@@ -179,22 +198,31 @@ func (p *Prober) probe(ctx context.Context, due func(*node) bool) {
 	var all sync.WaitGroup
 	p.mu.Lock()
 	for ref, n := range p.nodes {
-		if due(n) && len(n.endpoints) > 0 {
-			endpoints := n.endpoints
-			all.Go(func() { p.record(ref, p.reached(ctx, endpoints), ctx.Err() != nil) })
+		if due(n) && !n.probes.none() {
+			probes := n.probes
+			all.Go(func() { p.record(ref, p.reached(ctx, probes), ctx.Err() != nil) })
 		}
 	}
 	p.mu.Unlock()
 	all.Wait()
 }
 
-// reached tries the endpoints side by side: one that answers is enough.
-func (p *Prober) reached(ctx context.Context, endpoints []netip.AddrPort) bool {
+// reached tries the pods side by side: one that answers is enough. A pod that serves TCP and is ready takes the connection;
+// a refusal comes from a firewall then, whose REJECT looks the same as a closed port. Of a pod that serves only UDP a
+// refusal is the best answer there is.
+func (p *Prober) reached(ctx context.Context, pods probes) bool {
 	ctx, cancel := context.WithTimeout(ctx, p.o.Timeout)
 	defer cancel()
+	endpoints, refusal := pods.tcp, error(nil)
+	if len(endpoints) == 0 {
+		endpoints, refusal = pods.udp, syscall.ECONNREFUSED
+	}
 	answers := make(chan bool, len(endpoints))
 	for _, e := range endpoints {
-		go func() { answers <- answered(p.o.Dial(ctx, e)) }() // ends with ctx
+		go func() { // ends with ctx
+			err := p.o.Dial(ctx, e)
+			answers <- err == nil || refusal != nil && errors.Is(err, refusal)
+		}()
 	}
 	for range endpoints {
 		if <-answers {
@@ -203,10 +231,6 @@ func (p *Prober) reached(ctx context.Context, endpoints []netip.AddrPort) bool {
 	}
 	return false
 }
-
-// answered says whether a dial got an answer from the pod itself. A refusal is one: a router that does not know the pod's
-// network, or a firewall, stays silent or says unreachable.
-func answered(err error) bool { return err == nil || errors.Is(err, syscall.ECONNREFUSED) }
 
 // record keeps one node's answer. A probe cut short by the end of Run says nothing.
 func (p *Prober) record(ref model.ObjectRef, reached, stopped bool) {

@@ -19,11 +19,13 @@ import (
 
 var nodeA = model.ObjectRef{Kind: "Node", Name: "node-a"}
 
-// snapshot has one Service with an endpoint on node-a.
-func snapshot() *model.Snapshot {
+// snapshot has one TCP Service with an endpoint on node-a.
+func snapshot() *model.Snapshot { return snapshotOf(model.TCP) }
+
+func snapshotOf(p model.Protocol) *model.Snapshot {
 	return &model.Snapshot{
 		Nodes: []model.Node{{Ref: nodeA}},
-		Services: []model.Service{{Ports: []model.ServicePort{{Endpoints: []model.Endpoint{
+		Services: []model.Service{{Ports: []model.ServicePort{{Protocol: p, Endpoints: []model.Endpoint{
 			{Addr: netip.MustParseAddrPort("10.1.0.2:80"), Node: "node-a", Ready: true},
 		}}}}},
 	}
@@ -63,21 +65,23 @@ func (r *rig) want(t *testing.T, pods bool, changes int32) {
 
 func TestAProbeThatAnswers(t *testing.T) {
 	for _, tt := range []struct {
-		name   string
-		answer error
-		pods   bool
+		name     string
+		protocol model.Protocol
+		answer   error
+		pods     bool
 	}{
-		{"connected", nil, true},
-		{"refused by the pod", fmt.Errorf("dial: %w", syscall.ECONNREFUSED), true},
-		{"no route", fmt.Errorf("dial: %w", syscall.EHOSTUNREACH), false},
-		{"silence", context.DeadlineExceeded, false},
+		{"connected", model.TCP, nil, true},
+		{"refused although it is ready: by a firewall", model.TCP, fmt.Errorf("dial: %w", syscall.ECONNREFUSED), false},
+		{"refused by a pod that serves UDP", model.UDP, fmt.Errorf("dial: %w", syscall.ECONNREFUSED), true},
+		{"no route", model.TCP, fmt.Errorf("dial: %w", syscall.EHOSTUNREACH), false},
+		{"silence", model.UDP, context.DeadlineExceeded, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t)
 				r.say(tt.answer)
 				r.want(t, false, 0)
-				_ = r.Reconcile(t.Context(), snapshot())
+				_ = r.Reconcile(t.Context(), snapshotOf(tt.protocol))
 				r.want(t, tt.pods, 1)
 			})
 		})
@@ -119,19 +123,21 @@ func TestPodsToProbe(t *testing.T) {
 	}
 	s := &model.Snapshot{
 		Nodes: []model.Node{{Ref: nodeA, InternalIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}},
-		Services: []model.Service{{Ports: []model.ServicePort{{Endpoints: []model.Endpoint{
+		Services: []model.Service{{Ports: []model.ServicePort{{Protocol: model.TCP, Endpoints: []model.Endpoint{
 			endpoint("192.0.2.1:6443", "node-a", true), // hostNetwork
 			endpoint("10.1.0.1:80", "node-a", false),   // not ready
 			endpoint("10.1.0.2:80", "node-a", true),
 			endpoint("10.1.0.2:443", "node-a", true), // the same pod
 			endpoint("10.9.9.9:80", "", true),        // on no node
+			endpoint("[fd00::2]:80", "node-a", true), // not where traffic goes
 			endpoint("10.1.0.3:80", "node-a", true),
 			endpoint("10.1.0.4:80", "node-a", true),
 			endpoint("10.1.0.5:80", "node-a", true), // one too many
-		}}}}},
+		}}, {Protocol: model.UDP, Endpoints: []model.Endpoint{endpoint("10.1.0.2:53", "node-a", true)}}}}},
 	}
-	got := fmt.Sprint(endpointsByNode(s))
-	if want := "map[{ node-a}:[10.1.0.2:80 10.1.0.3:80 10.1.0.4:80]]"; got != want {
+	p := probesByNode(s)[nodeKey{"", "node-a"}]
+	got := fmt.Sprint(p.tcp, p.udp)
+	if want := "[10.1.0.2:80 10.1.0.3:80 10.1.0.4:80] [10.1.0.2:53]"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
