@@ -28,7 +28,7 @@ type occupancy struct {
 	own      map[netip.Addr]bool // addresses of the edge, VIPs aside
 	networks []netip.Prefix      // that the edge has an address of, VIPs included: ordered and disjoint
 	gateways []netip.Addr        // of routes that others made, ordered
-	nodes    []netip.Addr        // the nodes' InternalIPs, ordered
+	nodes    []netip.Addr        // the nodes' InternalIPs and the API servers' addresses, ordered
 }
 
 // occupied reads the kernel's addresses and routes. vipLink is the link for VIPs.
@@ -53,6 +53,11 @@ func occupied(s *model.Snapshot, vipLink string) (occupancy, error) {
 	for i := range s.Nodes {
 		o.nodes = append(o.nodes, s.Nodes[i].InternalIPs...)
 	}
+	for i := range s.Services {
+		if ref := s.Services[i].Ref; ref.Namespace == "default" && ref.Name == "kubernetes" { // kept by the API servers themselves
+			o.addEndpoints(&s.Services[i])
+		}
+	}
 	slices.SortFunc(o.gateways, netip.Addr.Compare)
 	slices.SortFunc(o.nodes, netip.Addr.Compare)
 	return o, nil
@@ -61,6 +66,14 @@ func occupied(s *model.Snapshot, vipLink string) (occupancy, error) {
 func (o *occupancy) addGateway(ip net.IP) {
 	if a, ok := netip.AddrFromSlice(ip); ok {
 		o.gateways = append(o.gateways, a.Unmap())
+	}
+}
+
+func (o *occupancy) addEndpoints(svc *model.Service) {
+	for _, p := range svc.Ports {
+		for _, e := range p.Endpoints {
+			o.nodes = append(o.nodes, e.Addr.Addr())
+		}
 	}
 }
 
@@ -95,7 +108,7 @@ func (o *occupancy) vip(a netip.Addr) string {
 	case has(o.gateways, a):
 		return "it is the gateway of one of the edge's routes"
 	case has(o.nodes, a):
-		return "it is the InternalIP of a node"
+		return "it is the address of a node or an API server"
 	default:
 		return ""
 	}
@@ -122,7 +135,7 @@ func (o *occupancy) podCIDR(p netip.Prefix) string {
 	}
 	for _, taken := range [][]netip.Addr{o.gateways, o.nodes} {
 		if i, _ := slices.BinarySearchFunc(taken, p.Addr(), netip.Addr.Compare); i < len(taken) && p.Contains(taken[i]) {
-			return fmt.Sprintf("it takes in %v, which is no pod but a node or gateway", taken[i])
+			return fmt.Sprintf("it takes in %v, which is no pod but a node, an API server or a gateway", taken[i])
 		}
 	}
 	return ""

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netns"
+
+	"sallyport/watcher/model"
 )
 
 // TestRoutesOfOthers holds that a Node cannot draw traffic to itself that is not for its pods.
@@ -28,6 +30,7 @@ func TestRoutesOfOthers(t *testing.T) {
 		{"the edge", "10.0.0.66", edgeIP + "/32", ""},
 		{"around a VIP", "10.0.0.66", "198.51.100.0/24", ""},
 		{"a node that is not on the edge's networks", "10.0.0.66", "172.16.5.0/24", ""},
+		{"an API server that is no node", "10.0.0.66", "172.16.6.6/32", ""},
 		{"loopback", "10.0.0.66", "127.0.0.0/8", ""},
 		{"link-local", "10.0.0.66", "169.254.169.254/32", ""},
 		{"multicast", "10.0.0.66", "224.0.0.0/8", ""},
@@ -38,7 +41,9 @@ func TestRoutesOfOthers(t *testing.T) {
 		{"inside a network that is routed as a whole", "10.0.0.66", "203.0.113.64/26", "203.0.113.64/26 via 10.0.0.66"},
 	} {
 		t.Run(tt.why, func(t *testing.T) {
-			s := web(" 10.1.0.2:9376")
+			api := service("kubernetes", "", "TCP 443 0:")
+			api.Ports[0].Endpoints = []model.Endpoint{{Addr: netip.MustParseAddrPort("172.16.6.6:6443"), Ready: true}}
+			s := snapshot(api, web(" 10.1.0.2:9376").Services[0])
 			s.Nodes = append(s.Nodes, node("node-2", "172.16.5.5", "10.9.0.0/24"), node("node-3", tt.internalIP, tt.podCIDR))
 			reconcile(s)
 			reconcile(s) // now with the VIP on the link
