@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sallyport/cmd/sallyport/config"
 	"sallyport/rules"
 )
 
@@ -19,8 +20,9 @@ the link sally0 with its addresses. What others made is not touched. Stop "sally
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := f.load()
-			if err != nil {
-				return err
+			if err != nil { // it must not be in the way of removing what it made
+				fmt.Fprintln(cmd.ErrOrStderr(), "sallyport: going on with the default configuration:", err)
+				c = config.Default()
 			}
 			o := rulesOptions(c)
 			o.Log = newLogger(cmd.ErrOrStderr(), c.Edge.Log)

@@ -3,9 +3,13 @@ package main
 import (
 	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/vishvananda/netns"
 )
 
 // command runs the command line in this process.
@@ -127,5 +131,23 @@ func TestEveryCommandHasAnExample(t *testing.T) {
 func TestVersion(t *testing.T) {
 	if code, out, _ := command(t, "version"); code != 0 || !strings.HasPrefix(out, "sallyport ") {
 		t.Errorf("exit %d, %q", code, out)
+	}
+}
+
+// TestCleanupWithBrokenConfig holds that what Sallyport made can be removed whatever has become of its configuration.
+func TestCleanupWithBrokenConfig(t *testing.T) {
+	runtime.LockOSThread() // never unlocked: the thread ends with the test, and its network namespace with it
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatalf("make a network namespace (this test needs root): %v", err)
+	}
+	defer ns.Close()
+	if out, err := exec.Command("iptables", "-t", "nat", "-N", "SALLY-SERVICES").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	broken := write(t, "sallyport.yaml", "loadBalancer: {adressPools: []}\n")
+	code, out, errs := command(t, "cleanup", "--config", broken)
+	if code != 0 || !strings.Contains(out, "removed 1 chains and 0 jumps in table nat") || !strings.Contains(errs, "sallyport.yaml:1:") {
+		t.Errorf("exit %d, output %q, errors %q", code, out, errs)
 	}
 }
