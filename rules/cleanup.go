@@ -11,8 +11,8 @@ import (
 )
 
 // Cleanup removes all that a Kernel makes, of this or an earlier version and by either backend: VIPs and their link,
-// routes, rules. It says what it removed, and goes on after an error. Forwarding stays on: other programs may rely
-// on it by now. Connections in flight are kept by conntrack until they end, as far as the routes let them.
+// routes, forwarding, rules. It says what it removed, and goes on after an error. Connections in flight are kept by
+// conntrack until they end, as far as routes and forwarding let them.
 func Cleanup(ctx context.Context, o Options) (removed []string, err error) {
 	o = o.withDefaults()
 	if err := checkPrivilege(); err != nil {
@@ -22,6 +22,7 @@ func Cleanup(ctx context.Context, o Options) (removed []string, err error) {
 	for _, step := range []func() ([]string, error){
 		func() ([]string, error) { return removeLink(o.Link) },
 		removeRoutes,
+		func() ([]string, error) { return turnForwardingOff(ctx) },
 		func() ([]string, error) { return removeRules(ctx, BackendNFT) },
 		func() ([]string, error) { return removeRules(ctx, BackendLegacy) },
 	} {

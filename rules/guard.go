@@ -26,6 +26,7 @@ func (r *renderer) filters(s *model.Snapshot) {
 		forward.rule(invalid)
 		input.rule(invalid)
 	}
+	r.refuseOthers(forward)
 	r.guard(input)
 
 	reject := r.filter.chain("SALLY-REJECT")

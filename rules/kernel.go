@@ -27,6 +27,7 @@ type Kernel struct {
 	ipt     *iptables.IPTables
 	// applied is what the tables hold; nil when that is not known, and the next apply writes everything.
 	applied map[string]Table
+	learnt  bool              // o.Router is known
 	said    map[string]string // the last complaint about each route and VIP, so that it is not logged again
 }
 
@@ -71,9 +72,10 @@ func checkPrivilege() error {
 // nothing changed. After an error the kernel may hold parts of both states; the next call writes everything anew.
 //
 // The order keeps every state in between harmless: addresses that go away are withdrawn first, new ones come last,
-// when their rules stand. At no time does a VIP answer without its guard.
+// when their rules stand. At no time does a VIP answer without its guard, or this machine forward without the rules that
+// keep forwarding to ourselves.
 func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
-	if err := k.enableForwarding(ctx); err != nil {
+	if err := k.learnRouter(ctx); err != nil {
 		return err
 	}
 	s, err := k.withoutTakeovers(ctx, s)
@@ -86,6 +88,9 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	}
 	routes := k.reconcileRoutes(ctx, s) // one node's route that fails is no reason to stop serving the others
 	if err := k.apply(ctx, Render(s, k.o)); err != nil {
+		return errors.Join(routes, err)
+	}
+	if err := k.turnForwardingOn(ctx); err != nil {
 		return errors.Join(routes, err)
 	}
 	return errors.Join(routes, k.assign(ctx, vips))

@@ -67,8 +67,8 @@ func TestCleanup(t *testing.T) {
 				t.Error("Reconcile left no trace")
 			}
 			removed, err := Cleanup(context.Background(), Options{Backend: b})
-			if err != nil || len(removed) != 4 {
-				t.Errorf("Cleanup: %q, %v; want a link, a route, and rules of two tables", removed, err)
+			if err != nil || len(removed) != 5 {
+				t.Errorf("Cleanup: %q, %v; want a link, a route, forwarding, and rules of two tables", removed, err)
 			}
 			if got := state(t); got != before {
 				t.Errorf("after Cleanup:\n%s\nbefore:\n%s", got, before)

@@ -54,10 +54,16 @@ type Options struct {
 	Link string
 	// Mark is the top byte of the packet and connection marks that are Sallyport's; 0 is DefaultMark.
 	Mark uint8
+	// Router says that this machine forwards for others too. Without it nothing but Sallyport's connections is forwarded.
+	// Kernel finds it out by itself: forwarding was on before Sallyport came.
+	Router bool
 	// Log takes what an operator should know; nil discards it.
 	Log *slog.Logger
 	// Metrics registers sallyport_rules_*; nil leaves them unregistered.
 	Metrics prometheus.Registerer
+
+	// routed are the networks that Kernel has routes of ours to; in a Router they are closed to others.
+	routed []netip.Prefix
 }
 
 func (o Options) withDefaults() Options {

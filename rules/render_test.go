@@ -18,7 +18,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-var testOptions = Options{HashSeed: 0x5eed, VIPPorts: []uint16{443, 80}}
+var testOptions = Options{HashSeed: 0x5eed, VIPPorts: []uint16{443, 80}, Router: true}
 
 // vipsOf lists what the edge has on its link for VIPs.
 func vipsOf(s *model.Snapshot) (vips []netip.Addr) {
@@ -46,6 +46,10 @@ func TestFlows(t *testing.T) {
 	everywhere.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
 	onlyV6 := testOptions
 	onlyV6.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}
+	alone := testOptions
+	alone.Router = false
+	closed := testOptions
+	closed.routed = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}
 	otherMark := testOptions
 	otherMark.Mark = 0x7f
 
@@ -100,6 +104,14 @@ func TestFlows(t *testing.T) {
 		{"late packet from a node in reach pods", testOptions, "INVALID 10.0.0.11:30001 -> tcp 192.0.2.1:40000", "not ours"},
 		{"address between VIPs", testOptions, "192.0.2.9 -> tcp 198.51.100.13:80", "not ours"},
 		{"forwarded for others", testOptions, "192.0.2.9 -> tcp 203.0.113.1:80", "not ours"},
+		{"pod from outside, by our route", closed, "192.0.2.9 -> tcp 10.1.0.2:9376", "DROP"},
+		{"pod from outside, by the route of others", closed, "192.0.2.9 -> tcp 10.1.1.2:9376", "not ours"},
+		{"pod from the edge", closed, "edge -> tcp 10.1.0.2:9376", "not ours"},
+		{"forwarding for no one else", alone, "192.0.2.9 -> tcp 203.0.113.1:80", "DROP"},
+		{"forwarding for no one else, pod", alone, "192.0.2.9 -> tcp 10.1.0.2:9376", "DROP"},
+		{"forwarding for no one else, NodePort", alone, "192.0.2.9 -> tcp 192.0.2.1:30001", three},
+		{"forwarding for no one else, to the edge", alone, "192.0.2.9 -> tcp 192.0.2.1:22", "not ours"},
+		{"forwarding for no one else, answers", alone, "ESTABLISHED 203.0.113.1 -> tcp 192.0.2.9:40000", "not ours"},
 		{"other mark, VIP", otherMark, "192.0.2.9 -> tcp 198.51.100.12:80", sorted(twenty) + " masq"},
 		{"other mark, refused", otherMark, "192.0.2.9 -> tcp 192.0.2.1:30002", "REJECT"},
 	} {
@@ -139,7 +151,8 @@ func TestReachNodes(t *testing.T) {
 
 // goldens are the snapshots of testdata/*.rules.
 var goldens = map[string]func() *model.Snapshot{
-	"empty": func() *model.Snapshot { return new(model.Snapshot) },
+	"router": func() *model.Snapshot { return snapshot(service("web", "", "TCP 80 30001: 10.1.0.2:9376")) },
+	"empty":  func() *model.Snapshot { return new(model.Snapshot) },
 	"nodeports": func() *model.Snapshot {
 		return snapshot(service("web", "", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376"))
 	},
@@ -163,7 +176,11 @@ var goldens = map[string]func() *model.Snapshot{
 func TestGolden(t *testing.T) {
 	for name, s := range goldens {
 		t.Run(name, func(t *testing.T) {
-			rs := Render(s(), testOptions)
+			o := testOptions
+			if o.Router = name == "router"; o.Router {
+				o.routed = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.1.1.0/24")}
+			}
+			rs := Render(s(), o)
 			newTracer(t, rs) // its linter
 			var got bytes.Buffer
 			if _, err := rs.WriteTo(&got); err != nil {

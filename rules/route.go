@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,19 +20,6 @@ import (
 // routeProtocol marks the routes that we made (rtm_protocol; rt_protos leaves 83 free). "ip route show proto 83" lists them.
 const routeProtocol = netlink.RouteProtocol(83)
 
-// enableForwarding turns net.ipv4.ip_forward on. It stays on after Cleanup: other programs may rely on it by then.
-func (k *Kernel) enableForwarding(ctx context.Context) error {
-	changed, err := setSysctl("/proc/sys/net/ipv4/ip_forward", "1")
-	if err != nil {
-		return fmt.Errorf("turn IPv4 forwarding on: %w: set net.ipv4.ip_forward=1 in /etc/sysctl.d", err)
-	}
-	if changed {
-		k.log.WarnContext(ctx, "IPv4 forwarding turned on: this machine now forwards between its networks, as far as the FORWARD chain lets it",
-			"sysctl", "net.ipv4.ip_forward=1")
-	}
-	return nil
-}
-
 // reconcileRoutes keeps a route to the podCIDRs of each node through its InternalIP, and removes those of our own that
 // are no longer wanted. A route of someone else to the same network is left alone and makes ours unnecessary.
 func (k *Kernel) reconcileRoutes(ctx context.Context, s *model.Snapshot) error {
@@ -40,6 +29,7 @@ func (k *Kernel) reconcileRoutes(ctx context.Context, s *model.Snapshot) error {
 		return err
 	}
 	k.leaveForeign(ctx, want, list)
+	k.o.routed = slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare)
 	for _, r := range list {
 		if r.Protocol != routeProtocol {
 			continue

@@ -1,0 +1,105 @@
+package rules
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+)
+
+// Forwarding has to be on for Sallyport's connections, but this machine stands between clients and nodes: it must not
+// become a router between them by that. If forwarding was off, no one else relied on it, and nothing but Sallyport's
+// connections is forwarded. If it was on, others keep what they had; only the routes to pods, which are new, are closed
+// to them.
+
+// aloneChain drops what others would forward. It also remembers: forwarding was off before it came.
+const aloneChain = prefix + "ALONE"
+
+// podsChain is the tree that drops what others would send along the routes to pods.
+const podsChain = prefix + "PODS"
+
+const forwardingSysctl = "/proc/sys/net/ipv4/ip_forward"
+
+// refuseOthers ends SALLY-FORWARD, after what is Sallyport's has left it. Connections that conntrack knows go on: they
+// were let through before, or lead from a pod to the outside.
+func (r *renderer) refuseOthers(forward *chain) {
+	const unknown = "-m conntrack ! --ctstate RELATED,ESTABLISHED -g "
+	if !r.o.Router {
+		forward.rule(unknown + aloneChain)
+		r.filter.chain(aloneChain).rule("-j DROP")
+		return
+	}
+	if len(r.o.routed) == 0 {
+		return
+	}
+	forward.rule(unknown + podsChain)
+	tree{b: r.filter, name: podsChain, by: byDestination}.build(prefixItems(disjoint(slices.Clone(r.o.routed)), func(c *chain, p netip.Prefix) {
+		c.rule("-d", p.String(), "-j DROP")
+	}))
+}
+
+// learnRouter finds out whether others rely on forwarding: not if it is off, nor if an earlier run turned it on.
+func (k *Kernel) learnRouter(ctx context.Context) error {
+	on, err := forwarding()
+	if err != nil || on && k.learnt {
+		return err
+	}
+	alone := !on
+	if on {
+		if alone, err = turnedOn(ctx); err != nil {
+			return err
+		}
+	}
+	k.o.Router, k.learnt = !alone, true
+	return nil
+}
+
+// turnForwardingOn is called when the rules stand that keep it to ourselves.
+func (k *Kernel) turnForwardingOn(ctx context.Context) error {
+	changed, err := setSysctl(forwardingSysctl, "1")
+	if err != nil {
+		return fmt.Errorf("turn IPv4 forwarding on: %w: set net.ipv4.ip_forward=1 in /etc/sysctl.d", err)
+	}
+	if changed {
+		k.log.InfoContext(ctx, "forwarding turned on, for Sallyport's connections only", "sysctl", "net.ipv4.ip_forward=1")
+	}
+	return nil
+}
+
+// turnForwardingOff undoes turnForwardingOn, and nothing else. It comes before the rules go.
+func turnForwardingOff(ctx context.Context) (removed []string, err error) {
+	alone, err := turnedOn(ctx)
+	if err != nil || !alone {
+		return nil, err
+	}
+	changed, err := setSysctl(forwardingSysctl, "0")
+	if err != nil || !changed {
+		return nil, err
+	}
+	return []string{"net.ipv4.ip_forward=1, which was 0"}, nil
+}
+
+// turnedOn says whether a run of Sallyport turned forwarding on, by the chain that either backend holds.
+func turnedOn(ctx context.Context) (bool, error) {
+	for _, b := range []Backend{BackendNFT, BackendLegacy} {
+		f, err := findFlavour(b)
+		if err != nil {
+			continue // not installed: it holds nothing
+		}
+		found, err := f.find(ctx)
+		if err != nil {
+			return false, err
+		}
+		if slices.Contains(found["filter"].chains, aloneChain) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+func forwarding() (bool, error) {
+	value, err := os.ReadFile(forwardingSysctl)
+	return strings.TrimSpace(string(value)) == "1", err
+}

@@ -1,0 +1,74 @@
+package rules
+
+import (
+	"context"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestForwardsForNoOneElse holds that a client cannot use the edge as a router to nodes and pods, unless the edge was a
+// router before, and then not along the routes to pods that are new; and that Cleanup leaves forwarding as it was.
+func TestForwardsForNoOneElse(t *testing.T) {
+	const pod, host, foreignPod = "10.1.0.2:9376", nodeIP + ":10250", "10.1.0.3:9376"
+	for _, tt := range []struct {
+		why, forwarding string
+		foreignRoute    bool
+		reached         []string
+	}{
+		{"off before", "0", false, nil},
+		{"on before", "1", false, []string{host}},
+		{"on before, with a route to a podCIDR of someone else's", "1", true, []string{host, pod, foreignPod}},
+	} {
+		bothBackends(t, func(t *testing.T, b Backend) {
+			n := newNetwork(t)
+			for _, addr := range []string{pod, foreignPod, host} {
+				serve(t, n.node, addr, "server")
+			}
+			in(t, n.client, func() { sh(t, "ip", "route", "add", "10.0.0.0/8", "via", edgeIP) })
+			in(t, n.node, func() { sh(t, "ip", "route", "add", "192.0.2.0/24", "via", "10.0.0.1") })
+			in(t, n.edge, func() {
+				sh(t, "sysctl", "-qw", "net.ipv4.ip_forward="+tt.forwarding)
+				if tt.foreignRoute {
+					sh(t, "ip", "route", "add", "10.1.0.0/24", "via", nodeIP)
+				}
+			})
+			s := web(" 10.1.0.2:9376")
+			s.Nodes = append(s.Nodes[:0], node("a", nodeIP, "10.1.0.0/24"))
+			for range 2 { // the second is a restart, which finds forwarding on in any case
+				startKernel(t, n, Options{Backend: b})(s)
+				if got := ask(t, n.client, "tcp", edgeIP+":30001"); !strings.HasPrefix(got, "server") {
+					t.Errorf("%s: the NodePort gives %s", tt.why, got)
+				}
+				for _, addr := range []string{pod, foreignPod, host} {
+					if got, want := passes(t, n, addr), slices.Contains(tt.reached, addr); got != want {
+						t.Errorf("%s: the client reaches %s: %v, want %v", tt.why, addr, got, want)
+					}
+				}
+			}
+			in(t, n.edge, func() {
+				if _, err := Cleanup(context.Background(), Options{}); err != nil {
+					t.Fatal(err)
+				}
+				if got := strings.TrimSpace(sh(t, "sysctl", "-n", "net.ipv4.ip_forward")); got != tt.forwarding {
+					t.Errorf("%s: after Cleanup ip_forward is %s", tt.why, got)
+				}
+			})
+		})
+	}
+}
+
+// passes says whether the client connects to an address behind the edge. What is dropped is silent, so it waits little.
+func passes(t *testing.T, n *network, addr string) bool {
+	t.Helper()
+	var err error
+	in(t, n.client, func() {
+		var conn net.Conn
+		if conn, err = net.DialTimeout("tcp", addr, time.Second/4); err == nil {
+			conn.Close()
+		}
+	})
+	return err == nil
+}
