@@ -26,7 +26,7 @@ var noPods = [...]netip.Prefix{
 // written by many, some of them less trusted than who configured the edge: neither may take these from their owners.
 type occupancy struct {
 	own      map[netip.Addr]bool // addresses of the edge, VIPs aside
-	networks []netip.Prefix      // that the edge has an address of, VIPs included: ordered and disjoint
+	networks []netip.Prefix      // that the edge has an address of, VIPs aside: ordered and disjoint
 	gateways []netip.Addr        // of routes that others made, ordered
 	nodes    []netip.Addr        // the nodes' InternalIPs and the API servers' addresses, ordered
 }
@@ -87,9 +87,8 @@ func (o *occupancy) readAddresses(vipLink string) error {
 		return fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range list {
-		p := prefixOf(a.IPNet)
-		o.networks = append(o.networks, p.Masked())
-		if a.LinkIndex != vips {
+		if p := prefixOf(a.IPNet); a.LinkIndex != vips { // to a VIP, the edge's own routes lead before any other
+			o.networks = append(o.networks, p.Masked())
 			o.own[p.Addr()] = true
 		}
 	}

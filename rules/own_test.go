@@ -28,7 +28,7 @@ func TestRoutesOfOthers(t *testing.T) {
 		{"around the nodes' network", "10.0.0.66", "10.0.0.0/16", ""},
 		{"a client", "10.0.0.66", clientIP + "/32", ""},
 		{"the edge", "10.0.0.66", edgeIP + "/32", ""},
-		{"around a VIP", "10.0.0.66", "198.51.100.0/24", ""},
+		{"around a VIP, which stays the edge's", "10.0.0.66", "198.51.100.0/24", "198.51.100.0/24 via 10.0.0.66"},
 		{"a node that is not on the edge's networks", "10.0.0.66", "172.16.5.0/24", ""},
 		{"an API server that is no node", "10.0.0.66", "172.16.6.6/32", ""},
 		{"loopback", "10.0.0.66", "127.0.0.0/8", ""},
@@ -56,6 +56,9 @@ func TestRoutesOfOthers(t *testing.T) {
 			want := strings.TrimSuffix("10.1.0.0/24 via "+nodeIP+", "+tt.want, ", ")
 			if got := strings.Join(routes, ", "); got != want {
 				t.Errorf("routes %s; want %s", got, want)
+			}
+			if !ping(t, n.client, "198.51.100.10") {
+				t.Error("the VIP does not answer")
 			}
 			if s.Nodes[2].PodCIDRs[0] != netip.MustParsePrefix(tt.podCIDR) {
 				t.Error("Reconcile changed the snapshot")
