@@ -29,6 +29,7 @@ func TestCleanupLeavesTheMachineAsItWas(t *testing.T) {
 	}
 	for i, backend := range []string{"nft", "legacy"} {
 		t.Run(backend, func(t *testing.T) {
+			s.onEdge3(t, "sysctl", "-qw", fmt.Sprintf("net.ipv4.ip_forward=%d", i)) // one edge was no router before, one was
 			s.onEdge3(t, "iptables-"+backend, "-P", "FORWARD", "DROP") // as docker and ufw do
 			t.Cleanup(func() { s.onEdge3(t, "iptables-"+backend, "-P", "FORWARD", "ACCEPT") })
 			s.runAndCleanUp(t, backend, 30005+i, s.vip(5+i))
@@ -39,7 +40,7 @@ func TestCleanupLeavesTheMachineAsItWas(t *testing.T) {
 // runAndCleanUp compares edge-3 before, while and after it serves a Service at the node port and VIP.
 func (s *site) runAndCleanUp(t *testing.T, backend string, nodePort int, vip netip.Addr) {
 	ns := s.Namespace(t)
-	before := s.machine(t)
+	forwarding, before := s.onEdge3(t, "sysctl", "net.ipv4.ip_forward"), s.machine(t)
 	e, err := s.start(t, "edge-3", "l4: {iptablesBackend: "+backend+"}\n")
 	if err != nil {
 		t.Fatal(err)
@@ -60,6 +61,9 @@ func (s *site) runAndCleanUp(t *testing.T, backend string, nodePort int, vip net
 	}
 	if after := s.machine(t); after != before {
 		t.Errorf("cleanup said\n%s\nbefore:\n%s\nafter:\n%s", out, before, after)
+	}
+	if after := s.onEdge3(t, "sysctl", "net.ipv4.ip_forward"); after != forwarding {
+		t.Errorf("forwarding is not as before: %s", after)
 	}
 	if out, err := e.cleanup(t.Context()); err != nil || !strings.Contains(out, "nothing to remove") {
 		t.Errorf("a second cleanup: %v: %s", err, out)
