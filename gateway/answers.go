@@ -34,6 +34,7 @@ var (
 	answerUnreached  = &answer{502, "connect", "The service behind this address cannot be reached."}
 	answerBroken     = &answer{502, "bad_response", "The service behind this address sent no valid response."}
 	answerNoEndpoint = &answer{503, "no_endpoint", "The service behind this address has nothing running at the moment."}
+	answerStarting   = &answer{503, "starting", "This gateway has just started and does not know its routes yet."}
 	answerTimeout    = &answer{504, "timeout", "The service behind this address did not respond in time."}
 	answerVersion    = &answer{505, "bad_request", "This version of HTTP is not supported here."}
 )

@@ -89,12 +89,12 @@ type Gateway struct {
 
 // state is what a request needs of a snapshot.
 type state struct {
-	table   *route.Table
+	table   *route.Table     // nil before the first Reconcile
 	pickers []balance.Picker // by index of the route in the snapshot; nil where nothing can be sent to
 	pools   map[*balance.Endpoint]*pool
 }
 
-// New returns a Gateway that answers 404 until the first Reconcile.
+// New returns a Gateway that answers 503 until the first Reconcile: what it serves is not known, so nothing is missing.
 func New(o Options) *Gateway {
 	o = o.withDefaults()
 	g := &Gateway{
@@ -105,7 +105,7 @@ func New(o Options) *Gateway {
 	}
 	g.clock, g.limits = newClock(o)
 	g.server = g.newServer()
-	g.state.Store(&state{table: new(route.Table)})
+	g.state.Store(new(state))
 	return g
 }
 

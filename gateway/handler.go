@@ -104,6 +104,9 @@ func (x *exchange) route() (*state, balance.Picker, *answer) {
 	if path[0] == '*' {
 		path = rootPath
 	}
+	if st.table == nil {
+		return nil, nil, answerStarting
+	}
 	r := st.table.Match(x.req.host, path)
 	if r == nil {
 		return nil, nil, answerNoRoute

@@ -68,6 +68,19 @@ func TestReconcileUnderLoad(t *testing.T) {
 	}
 }
 
+// A 404 would be believed, and kept, by caches and crawlers.
+func TestBeforeTheFirstSnapshotNothingIsMissing(t *testing.T) {
+	e := start(t, Options{})
+	c := dial(t, e)
+	for _, want := range []int{503, 404} {
+		c.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+		if resp, _ := c.response("GET"); resp.StatusCode != want {
+			t.Errorf("got %d, want %d", resp.StatusCode, want)
+		}
+		e.serve(t, nil)
+	}
+}
+
 func TestVanishedEndpointsAreLetGo(t *testing.T) {
 	gone := make(chan bool)
 	old := rawBackend(t, func(c net.Conn, br *bufio.Reader) {
