@@ -30,7 +30,7 @@ func TestCleanupLeavesTheMachineAsItWas(t *testing.T) {
 	for i, backend := range []string{"nft", "legacy"} {
 		t.Run(backend, func(t *testing.T) {
 			s.onEdge3(t, "sysctl", "-qw", fmt.Sprintf("net.ipv4.ip_forward=%d", i)) // one edge was no router before, one was
-			s.onEdge3(t, "iptables-"+backend, "-P", "FORWARD", "DROP") // as docker and ufw do
+			s.onEdge3(t, "iptables-"+backend, "-P", "FORWARD", "DROP")              // as docker and ufw do
 			t.Cleanup(func() { s.onEdge3(t, "iptables-"+backend, "-P", "FORWARD", "ACCEPT") })
 			s.runAndCleanUp(t, backend, 30005+i, s.vip(5+i))
 		})
