@@ -58,6 +58,7 @@ func (t *translator) service(s *corev1.Service, b *backendService) {
 	if m.LoadBalancer {
 		t.requestedVIPs(s, m)
 	}
+	t.explainUnsupported(s, m)
 	m.Ports = make([]model.ServicePort, 0, len(s.Spec.Ports))
 	for i := range s.Spec.Ports {
 		t.servicePort(s, b, i)
@@ -71,6 +72,16 @@ func isHeadless(s *corev1.Service) bool { return s.Spec.ClusterIP == corev1.Clus
 func isOurs(s *corev1.Service) bool {
 	return s.Spec.Type == corev1.ServiceTypeLoadBalancer && !isHeadless(s) &&
 		value(s.Spec.LoadBalancerClass, LoadBalancerClass) == LoadBalancerClass
+}
+
+// explainUnsupported records what a Service that is open to the outside asks for in vain. The rest of it is served.
+func (t *translator) explainUnsupported(s *corev1.Service, m *model.Service) {
+	if m.LoadBalancer && len(s.Spec.LoadBalancerSourceRanges) > 0 {
+		t.problem(m.Ref, "spec.loadBalancerSourceRanges", model.ReasonUnsupported, "not applied: every client is let in; restrict them before the edge")
+	}
+	if hasNodePorts(s) && s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		t.problem(m.Ref, "spec.sessionAffinity", model.ReasonUnsupported, "ClientIP is not applied: a client's connections go to any endpoint")
+	}
 }
 
 // requestedVIPs reads the addresses that the Service asks for.
