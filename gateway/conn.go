@@ -54,6 +54,7 @@ type conn struct {
 	since   uint32 // tick at which the phase began
 	up      *upstream
 	verdict verdict
+	taken   uint64 // acknowledged, when a write was last found blocked
 
 	linger    bool      // unread bytes of the client are likely at the close; of the serving goroutine
 	handover  *exchange // waits for its goroutine to take the connection over; of the serving goroutine

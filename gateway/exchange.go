@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// maxTries is how many connections are tried for one request.
+	// maxTries is how many endpoints are tried for one request. That the endpoint has closed an idle connection is not
+	// counted against it: one that is shutting down does that, and refuses the new connection next.
 	maxTries = 2
 	// smallBody is the largest body that is read as a whole before the endpoint hears of the request. It can be sent
 	// again, it costs no goroutine, and a client cannot keep an endpoint waiting with it. It is what fasthttp reads
@@ -95,27 +96,30 @@ func (x *exchange) proxy(st *state, picker balance.Picker) *answer {
 		return problem
 	}
 	var failure *answer
-	fresh := false // the endpoint of the last try gets a second one, on a new connection
-	for try := range maxTries {
-		if !fresh {
+	want := connAny
+	if !x.repeatable() {
+		want = connSure
+	}
+	for len(x.tried) < maxTries {
+		if want != connNew { // otherwise the endpoint gets a second chance
 			if x.endpoint = picker.Pick(x.tried); x.endpoint == nil {
 				break
 			}
 		}
-		if try > 0 {
+		if failure != nil {
 			x.g.metrics.retries.Inc()
 		}
-		up, err := st.pools[x.endpoint].get(fresh)
+		up, err := st.pools[x.endpoint].get(want)
 		if err != nil {
-			failure, fresh = connectFailure(err), false
+			failure, want = connectFailure(err), connSure
 			x.tried = append(x.tried, x.endpoint)
 			continue
 		}
 		var stale bool
-		if failure, stale = x.try(up); !stale || failure == nil {
+		if failure, stale = x.try(up); !stale {
 			return failure
 		}
-		fresh = true
+		want = connNew
 	}
 	if failure == nil {
 		return answerNoEndpoint
@@ -190,6 +194,10 @@ func (x *exchange) fail(sent bool, err error) (failure *answer, stale bool) {
 	x.g.log.Debug("no valid response", "endpoint", x.endpoint.Addr().String(), "err", err)
 	return answerBroken, false
 }
+
+// repeatable reports whether the request can be sent again if it meets a stale connection. If not, it is worth a
+// system call to see that the connection is not.
+func (x *exchange) repeatable() bool { return x.requestRead() && x.idempotent() }
 
 // idempotent reports whether the request may be sent twice (RFC 9110 9.2.2).
 func (x *exchange) idempotent() bool {

@@ -257,6 +257,6 @@ func (e *edge) metric(t testing.TB, name string, labels ...string) float64 {
 func (c *client) readFull(p []byte) {
 	c.t.Helper()
 	if n, err := io.ReadFull(c.br, p); err != nil {
-		c.t.Fatalf("read %q: %v", p[:n], err)
+		c.t.Fatalf("read %d bytes, %.100q: %v", n, p[:n], err)
 	}
 }

@@ -17,7 +17,7 @@ const maxIdle = 256
 // are closed.
 type pool struct {
 	g      *Gateway
-	addr   netip.AddrPort
+	addr   string
 	dialer net.Dialer
 
 	mu     sync.Mutex
@@ -26,30 +26,40 @@ type pool struct {
 }
 
 func newPool(g *Gateway, addr netip.AddrPort) *pool {
-	return &pool{g: g, addr: addr, dialer: net.Dialer{Timeout: g.opt.ConnectTimeout}}
+	return &pool{g: g, addr: addr.String(), dialer: net.Dialer{Timeout: g.opt.ConnectTimeout}}
 }
 
-// get returns an idle connection, or else a new one. fresh asks for a new one.
-func (p *pool) get(fresh bool) (*upstream, error) {
-	for !fresh {
+// A connWish is what a request asks of its connection.
+type connWish uint8
+
+const (
+	connAny  connWish = iota // an idle one, if there is one, on the chance that the endpoint has just closed it
+	connSure                 // the same, but looked at
+	connNew
+)
+
+// get returns an idle connection, or else a new one.
+func (p *pool) get(want connWish) (*upstream, error) {
+	for want != connNew {
 		up := p.pop()
 		if up == nil {
 			break
 		}
-		if up.usable(p.g.clock.now()) {
-			up.reused, up.received = true, false
+		if up.usable(p.g.clock.now(), want == connSure) {
+			up.reused, up.received, up.wary = true, false, false
 			p.g.metrics.reuses.Inc()
 			return up, nil
 		}
 		up.tcp.Close()
 	}
-	tcp, err := p.dialer.DialTCP(context.Background(), "tcp", netip.AddrPort{}, p.addr)
+	// DialTCP would not do: it binds the socket first, so that all endpoints share one range of local ports.
+	c, err := p.dialer.DialContext(context.Background(), "tcp", p.addr)
 	if err != nil {
 		p.g.metrics.dialErrors.Inc()
 		return nil, err
 	}
 	p.g.metrics.dials.Inc()
-	return newUpstream(tcp, p)
+	return newUpstream(c.(*net.TCPConn), p)
 }
 
 func (p *pool) pop() *upstream {
@@ -119,6 +129,7 @@ type upstream struct {
 	idleSince uint32 // tick of the release
 	reused    bool   // the connection has served a request before
 	received  bool   // a byte of the present response came
+	wary      bool   // the last response must not have had a body, but endpoints have been seen to send one
 }
 
 func newUpstream(tcp *net.TCPConn, p *pool) (*upstream, error) {
@@ -133,21 +144,19 @@ func newUpstream(tcp *net.TCPConn, p *pool) (*upstream, error) {
 }
 
 // usable reports whether a request can be sent on an idle connection. One that was released in this tick or the
-// last is not looked at: a system call for each request is too much for the little that it would find.
-func (up *upstream) usable(now uint32) bool {
-	return now-up.idleSince < 2 || up.peek() == peekNothing
+// last is only looked at if there is a reason: a system call for each request is too much for the little that it
+// would find.
+func (up *upstream) usable(now uint32, look bool) bool {
+	return now-up.idleSince < 2 && !look && !up.wary || up.peek() == peekNothing
 }
 
 // peek looks at what the endpoint has sent. Only the goroutine that reads from it may call it.
 func (up *upstream) peek() peekResult { return up.peeker.peek(up.raw) }
 
-// Read reads from the endpoint and notes progress.
+// Read reads from the endpoint. It is not progress as such: a header that comes byte by byte has to end in time.
 func (up *upstream) Read(p []byte) (int, error) {
 	n, err := up.tcp.Read(p)
-	if n > 0 {
-		up.received = true
-		up.owner.touch()
-	}
+	up.received = up.received || n > 0
 	return n, err
 }
 

@@ -76,6 +76,7 @@ func (x *exchange) respondBody(frame framing, length int) {
 	buffered := x.up.br.Buffered()
 	switch {
 	case frame == framingNone:
+		x.up.wary = true
 		x.finish()
 	case frame == framingLength && length <= buffered:
 		body, _ := x.up.br.Peek(length)
@@ -125,6 +126,7 @@ func responseFraming(h *fasthttp.ResponseHeader, head bool) (framing, int) {
 	code, length := h.StatusCode(), h.ContentLength()
 	if code == fasthttp.StatusNoContent {
 		h.Del(fasthttp.HeaderContentLength) // RFC 9110 8.6: a 204 has none
+		h.Del(fasthttp.HeaderTransferEncoding)
 	}
 	switch {
 	case head, code == fasthttp.StatusNoContent, code == fasthttp.StatusNotModified, length == 0:
@@ -179,6 +181,7 @@ func (x *exchange) relaySome(w io.Writer, flusher *bufio.Writer, buf []byte) (in
 		return x.splice(flusher)
 	}
 	n, err := x.gather(buf)
+	x.c.touch()
 	if n > 0 {
 		if _, writeErr := w.Write(buf[:n]); writeErr != nil {
 			return 0, writeErr

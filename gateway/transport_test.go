@@ -2,11 +2,15 @@ package gateway
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -183,6 +187,129 @@ func TestRetriesAnotherEndpoint(t *testing.T) {
 	}
 }
 
+// An endpoint that shuts down closes its idle connections and then refuses new ones. That costs no request.
+func TestEndpointThatShutsDown(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan bool)
+	go func() {
+		defer close(served)
+		c, err := l.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		br := bufio.NewReader(c)
+		readBlock(br)
+		io.WriteString(c, ok)
+		l.Close()
+		readBlock(br) // is taken and not answered
+		c.Close()
+	}()
+	e := start(t, Options{})
+	e.serve(t, map[string][]string{" /": {l.Addr().String()}})
+	c := dial(t, e)
+	c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	c.response("GET")
+	e.serve(t, map[string][]string{" /": {l.Addr().String(), rawBackend(t, answering(ok))}})
+	for i := range 4 {
+		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		if resp, body := c.response("GET"); resp.StatusCode != 200 {
+			t.Errorf("request %d: %d %q, want 200", i, resp.StatusCode, body)
+		}
+	}
+	<-served
+}
+
+// What cannot be sent twice is not sent on a connection that is known to be closed, however short the time.
+func TestConnectionsAreLookedAtForWhatCannotBeRepeated(t *testing.T) {
+	for _, request := range []string{
+		"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+		"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+	} {
+		closed := make(chan bool, 10)
+		e := one(t, rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+			head, _ := readBlock(br)
+			readWholeBody(head, br)
+			io.WriteString(c, ok)
+			c.Close()
+			closed <- true
+		}))
+		c := dial(t, e)
+		for range 10 {
+			c.send(request)
+			if resp, body := c.response("POST"); resp.StatusCode != 200 {
+				t.Fatalf("%.4s: %d %q, want 200", request, resp.StatusCode, body)
+			}
+			<-closed
+		}
+	}
+}
+
+// Some endpoints send a body where none may be. It is not the answer to the next request.
+func TestBodyThatMustNotBe(t *testing.T) {
+	const poison = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
+	sent, proceed := make(chan bool, 10), make(chan bool)
+	defer close(proceed)
+	c := dial(t, one(t, rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+		for {
+			head, err := readBlock(br)
+			if err != nil {
+				return
+			}
+			io.WriteString(c, ok[:len(ok)-len("ok")])
+			if !strings.HasPrefix(head, "HEAD") {
+				io.WriteString(c, "ok")
+				continue
+			}
+			<-proceed
+			io.WriteString(c, poison)
+			sent <- true
+		}
+	})))
+	for range 5 {
+		c.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+		c.response("HEAD")
+		proceed <- true
+		<-sent
+		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		if _, body := c.response("GET"); body != "ok" {
+			t.Fatalf("body %q, want ok", body)
+		}
+	}
+}
+
+// Endpoints do not share one range of local ports: the kernel tells connections apart by both ends.
+func TestLocalPortsAreNotShared(t *testing.T) {
+	const ipLocalPortRange = 51 // IP_LOCAL_PORT_RANGE of ip(7), since Linux 6.3
+	_, port, _ := strings.Cut(closedAddr(t), ":")
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := start(t, Options{})
+	for range 2 {
+		p := newPool(e.Gateway, netip.MustParseAddrPort(rawBackend(t, answering(ok))))
+		p.dialer.Control = func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			raw.Control(func(fd uintptr) {
+				err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, ipLocalPortRange, n<<16|n)
+			})
+			return err
+		}
+		up, err := p.get(connNew)
+		if errors.Is(err, syscall.ENOPROTOOPT) {
+			t.Skip("this kernel cannot narrow the range of local ports of one socket")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer up.tcp.Close()
+	}
+}
+
 // Never after a response has begun, never for a request that the endpoint may have acted on.
 func TestDoesNotRetryWhatWasSent(t *testing.T) {
 	for _, response := range []string{"", "HTTP/1.1 2", "nonsense\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
@@ -248,6 +375,50 @@ func TestTimeouts(t *testing.T) {
 			got, err := c.rest()
 			if !strings.HasPrefix(got, tt.want) || tt.want == "" && got != "" || err != nil {
 				t.Errorf("got %q, %v, want %q and the end", got, err, tt.want)
+			}
+		})
+	}
+}
+
+// A header that comes drop by drop has to end in time.
+func TestResponseTimeoutOfADrippingHeader(t *testing.T) {
+	e := start(t, Options{ResponseTimeout: 100 * time.Millisecond})
+	e.serve(t, map[string][]string{" /": {rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+		readBlock(br)
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+		for range 20 {
+			if _, err := io.WriteString(c, "X: y\r\n"); err != nil {
+				return
+			}
+			idle(t, e, 1)
+		}
+		io.WriteString(c, "Content-Length: 0\r\n\r\n")
+	})}})
+	c := dial(t, e)
+	c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	if resp, _ := c.response("GET"); resp.StatusCode != 504 {
+		t.Errorf("got %d, want 504", resp.StatusCode)
+	}
+}
+
+// A client that takes its response slowly is not one that takes nothing.
+func TestSlowClientIsNotCut(t *testing.T) {
+	for _, head := range []string{"\r\n", "Content-Length: 100000000\r\n\r\n"} {
+		t.Run(fmt.Sprintf("%.7q", head), func(t *testing.T) {
+			t.Parallel()
+			e := start(t, Options{WriteTimeout: 800 * time.Millisecond})
+			e.serve(t, map[string][]string{" /": {rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+				readBlock(br)
+				io.WriteString(c, "HTTP/1.1 200 OK\r\n"+head)
+				io.Copy(c, zeros{})
+			})}})
+			c := dial(t, e)
+			c.SetReadBuffer(16 << 10)
+			c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+			piece := make([]byte, 40<<10)
+			for range 20 {
+				c.readFull(piece)
+				idle(t, e, 1)
 			}
 		})
 	}

@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A clock counts ticks. Reading it is one load, which a request can afford many times.
@@ -65,9 +67,8 @@ func (c *conn) check(now uint32) {
 	defer c.mu.Unlock()
 	limit := &c.g.limits
 	quiet := now - c.progress.Load()
-	if c.stuck(quiet) {
-		c.end(verdictSlowClient)
-		c.cut()
+	if quiet > limit.write/2 && c.blocked() {
+		c.checkTaken()
 		return
 	}
 	switch c.phase {
@@ -97,13 +98,42 @@ func (c *conn) check(now uint32) {
 	}
 }
 
-// stuck reports whether the client has taken nothing of what is there for it. While the kernel moves bytes between
-// two sockets, that is so if the endpoint has sent more.
-func (c *conn) stuck(quiet uint32) bool {
-	if quiet <= c.g.limits.write {
-		return false
-	}
+// blocked reports whether there is something for the client that the kernel does not take. While the kernel moves
+// bytes between two sockets, that is so if the endpoint has sent more.
+func (c *conn) blocked() bool {
 	return c.writing.Load() || c.splicing.Load() && c.up != nil && new(peeker).peek(c.up.raw) == peekBytes
+}
+
+// checkTaken comes twice in the time limit for writing while the connection is blocked, and ends it if the client has
+// acknowledged nothing in between. A write that has not returned does not tell: the kernel wakes it only when a third
+// of what may be megabytes was taken.
+func (c *conn) checkTaken() {
+	if taken := c.acknowledged(); taken != c.taken {
+		c.taken = taken
+		c.touch()
+		return
+	}
+	c.end(verdictSlowClient)
+	c.cut()
+}
+
+// acknowledged returns how many bytes the client has acknowledged, plus one.
+func (c *conn) acknowledged() uint64 {
+	sc, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	var acked uint64
+	raw.Control(func(fd uintptr) { // an error means that the socket is closed
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			acked = info.Bytes_acked + 1
+		}
+	})
+	return acked
 }
 
 // checkHead ends the wait for a request's header: with 408 if some of it came, else without a word.
