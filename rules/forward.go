@@ -2,6 +2,7 @@ package rules
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -48,9 +49,11 @@ func (k *Kernel) learnRouter(ctx context.Context) error {
 	}
 	alone := !on
 	if on {
-		if alone, err = turnedOn(ctx); err != nil {
+		if alone, err = turnedOn(ctx, k.flavour.backend); err != nil {
 			return err
 		}
+		other, _ := turnedOn(ctx, k.otherBackend()) // leaveOther tells of one that cannot be read
+		alone = alone || other
 	}
 	k.o.Router, k.learnt = !alone, true
 	return nil
@@ -70,9 +73,10 @@ func (k *Kernel) turnForwardingOn(ctx context.Context) error {
 
 // turnForwardingOff undoes turnForwardingOn, and nothing else. It comes before the rules go.
 func turnForwardingOff(ctx context.Context) (removed []string, err error) {
-	alone, err := turnedOn(ctx)
-	if err != nil || !alone {
-		return nil, err
+	nft, nftErr := turnedOn(ctx, BackendNFT)
+	legacy, legacyErr := turnedOn(ctx, BackendLegacy)
+	if !nft && !legacy {
+		return nil, errors.Join(nftErr, legacyErr)
 	}
 	changed, err := setSysctl(forwardingSysctl, "0")
 	if err != nil || !changed {
@@ -81,22 +85,14 @@ func turnForwardingOff(ctx context.Context) (removed []string, err error) {
 	return []string{"net.ipv4.ip_forward=1, which was 0"}, nil
 }
 
-// turnedOn says whether a run of Sallyport turned forwarding on, by the chain that either backend holds.
-func turnedOn(ctx context.Context) (bool, error) {
-	for _, b := range []Backend{BackendNFT, BackendLegacy} {
-		f, err := findFlavour(b)
-		if err != nil {
-			continue // not installed: it holds nothing
-		}
-		found, err := f.find(ctx)
-		if err != nil {
-			return false, err
-		}
-		if slices.Contains(found["filter"].chains, aloneChain) {
-			return true, nil
-		}
+// turnedOn says whether a run of Sallyport with the backend turned forwarding on, by the chain that remembers it.
+func turnedOn(ctx context.Context, b Backend) (bool, error) {
+	f, err := findFlavour(b)
+	if err != nil {
+		return false, nil // not installed: it holds nothing
 	}
-	return false, nil
+	found, err := f.find(ctx)
+	return slices.Contains(found["filter"].chains, aloneChain), err
 }
 
 func forwarding() (bool, error) {

@@ -184,10 +184,7 @@ func isHook(line string) bool {
 // leaveOther removes our rules from the other backend, where a run with another setting may have left them. One that is
 // installed, but that the kernel does not have, cannot be read and holds none.
 func (k *Kernel) leaveOther(ctx context.Context) error {
-	other := BackendLegacy
-	if k.flavour.backend == BackendLegacy {
-		other = BackendNFT
-	}
+	other := k.otherBackend()
 	f, err := findFlavour(other)
 	if err != nil {
 		return nil
@@ -204,6 +201,13 @@ func (k *Kernel) leaveOther(ctx context.Context) error {
 		k.log.InfoContext(ctx, "rules of the other backend removed", "backend", other, "removed", removed)
 	}
 	return err
+}
+
+func (k *Kernel) otherBackend() Backend {
+	if k.flavour.backend == BackendLegacy {
+		return BackendNFT
+	}
+	return BackendLegacy
 }
 
 // isNews says whether something is worth a line in the log: unless the last thing about it was the same.
