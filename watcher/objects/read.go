@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -145,7 +146,8 @@ func (m *Manifest) add(k *kind, o metav1.Object, at Position) {
 
 func (m *Manifest) fail(at Position, err error) { m.Errors = append(m.Errors, Error{at, err}) }
 
-// Parse reads one file's content: YAML or JSON documents separated by lines "---", each an object or a List of them.
+// Parse reads one file's content: YAML documents separated by lines "---", or JSON documents one after the other, each an
+// object or a List of them.
 // file is used in positions only.
 func Parse(file string, data []byte) Manifest {
 	var m Manifest
@@ -236,20 +238,23 @@ func (d document) lines() int {
 	return 1 + bytes.Count(bytes.TrimSuffix(d.text, []byte("\n")), []byte("\n"))
 }
 
-// split cuts data at the lines that start with "---". A document without content is left out.
+// split cuts data at the lines that start with "---" or are "...", and JSON after each value. A document without content is
+// left out.
 func split(data []byte) []document {
 	var docs []document
 	var cur document
 	start := 1
 	flush := func() {
 		if cur.line > 0 {
-			docs = append(docs, cur)
+			docs = append(docs, cur.values()...)
 		}
 		cur = document{}
 	}
 	for line := range bytes.Lines(data) {
 		text := bytes.TrimSpace(line)
 		switch {
+		case bytes.HasPrefix(line, []byte("...")) && len(text) == 3:
+			flush()
 		case bytes.HasPrefix(line, []byte("---")) && (len(text) == 3 || text[3] == ' ' || text[3] == '\t' || text[3] == '#'):
 			flush()
 			line = bytes.TrimPrefix(line, []byte("---"))
@@ -267,6 +272,29 @@ func split(data []byte) []document {
 	}
 	flush()
 	return docs
+}
+
+// values are the JSON values that the document is made of, or itself if it is something else.
+func (d document) values() []document {
+	if !bytes.HasPrefix(bytes.TrimSpace(d.text), []byte("{")) {
+		return []document{d}
+	}
+	var all []document
+	decoder := json.NewDecoder(bytes.NewReader(d.text))
+	for line, end := d.line, 0; ; end = int(decoder.InputOffset()) {
+		var value json.RawMessage
+		err := decoder.Decode(&value)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			return []document{d} // YAML in braces, or broken: the YAML parser tells
+		}
+		start := int(decoder.InputOffset()) - len(value)
+		line += bytes.Count(d.text[end:start], []byte("\n"))
+		all = append(all, document{line, value})
+		line += bytes.Count(value, []byte("\n"))
+	}
 }
 
 // itemLines returns the line in the file of each item of a List.
