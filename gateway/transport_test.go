@@ -406,17 +406,16 @@ func TestSlowClientIsNotCut(t *testing.T) {
 	for _, head := range []string{"\r\n", "Content-Length: 100000000\r\n\r\n"} {
 		t.Run(fmt.Sprintf("%.7q", head), func(t *testing.T) {
 			t.Parallel()
-			e := start(t, Options{WriteTimeout: 800 * time.Millisecond})
+			e := start(t, Options{WriteTimeout: time.Second})
 			e.serve(t, map[string][]string{" /": {rawBackend(t, func(c net.Conn, br *bufio.Reader) {
 				readBlock(br)
 				io.WriteString(c, "HTTP/1.1 200 OK\r\n"+head)
 				io.Copy(c, zeros{})
 			})}})
 			c := dial(t, e)
-			c.SetReadBuffer(16 << 10)
 			c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 			piece := make([]byte, 40<<10)
-			for range 20 {
+			for range 25 {
 				c.readFull(piece)
 				idle(t, e, 1)
 			}
