@@ -352,6 +352,7 @@ func TestRestoreNamesTheLine(t *testing.T) {
 }
 
 func TestNoIPTables(t *testing.T) {
+	requireRoot(t)
 	t.Setenv("PATH", t.TempDir())
 	_, err := NewKernel(Options{})
 	if err == nil || !strings.Contains(err.Error(), "apt-get install iptables") {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -59,8 +60,17 @@ func newNetwork(t testing.TB) *network {
 	return n
 }
 
+// requireRoot skips a test that needs root, except where the lab, and so root, is required: there it fails by itself.
+func requireRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 && os.Getenv("SALLYPORT_LAB") != "required" {
+		t.Skip("the kernel's rules and network namespaces need root")
+	}
+}
+
 func newNamespace(t testing.TB) netns.NsHandle {
 	t.Helper()
+	requireRoot(t)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	here, err := netns.Get()
