@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -120,13 +121,11 @@ func rulesOptions(c config.Config) rules.Options {
 	}
 }
 
-// hosts are the single addresses among prefixes: user space can only listen on those.
+// hosts are the addresses of prefixes that are single addresses, as user space can only listen on those.
 func hosts(prefixes []netip.Prefix) []netip.Addr {
 	var out []netip.Addr
 	for _, p := range prefixes {
-		if p.IsSingleIP() {
-			out = append(out, p.Addr())
-		}
+		out = append(out, p.Addr())
 	}
 	return out
 }
@@ -138,9 +137,11 @@ func (e *edge) newPipeline(sources []watcher.Source, trigger *watcher.Trigger, s
 			Name: "sallyport_reconciles_total", Help: "Reconciliations of a snapshot, by lane and result.",
 		}, []string{"lane", "result"}),
 	}
+	o := translateOptions(e.config, e.prober.PodsReachable)
+	o.OwnAddresses = ownAddresses(e.log)
 	return &pipeline{
 		sources:  sources,
-		options:  translateOptions(e.config, e.prober.PodsReachable),
+		options:  o,
 		pools:    e.config.Pools,
 		lanes:    []*lane{e.lane},
 		trigger:  trigger,
@@ -159,6 +160,21 @@ func translateOptions(c config.Config, reachable func(model.ObjectRef) bool) tra
 		o.ListenPorts = append(o.ListenPorts, translate.ListenPort{Protocol: model.TCP, Port: a.Port(), What: "edge.admin.address"})
 	}
 	return o
+}
+
+// ownAddresses are the machine's, as they are at the start. Loopback is refused anyway.
+func ownAddresses(log *slog.Logger) []netip.Addr {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		log.Warn("the machine's own addresses are not known, so endpoints are not checked against them", "err", err)
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLoopback() {
+			out = append(out, p.Addr().Unmap())
+		}
+	}
+	return out
 }
 
 // ready says what /readyz waits for: the first snapshot in the kernel and in the route table. Later failures show in

@@ -43,8 +43,12 @@ func (c *Config) checkClusters(p *problems) {
 func (c *Config) checkNodePortAddresses(p *problems) {
 	p.prefixes("l4.nodePortAddresses", c.L4.NodePortAddresses)
 	for i, x := range c.L4.NodePortAddresses {
-		if !x.Addr().Is4() && c.L4.Dataplane == DataplaneIptables {
-			p.add(fmt.Sprintf("l4.nodePortAddresses[%d]", i), "%v is IPv6, which iptables does not serve yet: leave it out", x)
+		key := fmt.Sprintf("l4.nodePortAddresses[%d]", i)
+		switch {
+		case c.L4.Dataplane == DataplaneIptables && !x.Addr().Is4():
+			p.add(key, "%v is IPv6, which iptables does not serve yet: leave it out", x)
+		case c.L4.Dataplane == DataplaneUserspace && !x.IsSingleIP(): // left out, it would leave none, which means all
+			p.add(key, "%v is a network, and userspace listens on addresses: name each of this machine's, as %v/%d", x, x.Addr(), x.Addr().BitLen())
 		}
 	}
 }

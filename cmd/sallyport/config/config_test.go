@@ -29,6 +29,8 @@ func TestParseErrors(t *testing.T) {
 		{"empty item", "l7:\n  trustedProxies:\n  - 192.0.2.0/24\n  -\n", "f.yaml:4: l7.trustedProxies[1]: empty: give a value or remove it"},
 		{"IPv6 NodePorts", "l4: {nodePortAddresses: ['2001:db8::/64']}\n", "f.yaml:1: l4.nodePortAddresses[0]: 2001:db8::/64 is IPv6, which iptables does not serve yet: leave it out"},
 		{"IPv6 NodePorts in user space", "l4: {dataplane: userspace, nodePortAddresses: ['2001:db8::1/128']}\n", "<nil>"},
+		{"NodePorts on a network in user space", "l4:\n  dataplane: userspace\n  nodePortAddresses: [192.0.2.0/24]\n",
+			"f.yaml:3: l4.nodePortAddresses[0]: 192.0.2.0/24 is a network, and userspace listens on addresses: name each of this machine's, as 192.0.2.0/32"},
 		{"L7 address twice", "l7:\n  addresses: [192.0.2.1, 192.0.2.1]\n", "f.yaml:2: l7.addresses[1]: 192.0.2.1 is there already: name each address once, or only \"edge\" for all of them"},
 		{"L7 address and all of them", "l7:\n  addresses: [192.0.2.1, edge]\n", "f.yaml:2: l7.addresses[1]: edge is there already: name each address once, or only \"edge\" for all of them"},
 		{"not a mapping", "- edge\n", "f.yaml:1: the file: expected keys and values: edge, clusters, reach, loadBalancer, l4, l7"},
