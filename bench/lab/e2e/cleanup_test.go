@@ -52,7 +52,7 @@ func (s *site) runAndCleanUp(t *testing.T, backend string, nodePort int, vip net
 	if err := e.stop(); err != nil {
 		t.Fatal(err)
 	}
-	if err := wantNames(s.client(), e.url(nodePort), 3); err != nil {
+	if err := within(5*time.Second, func() error { return wantNames(s.client(), e.url(nodePort), 3) }); err != nil {
 		t.Errorf("rules do not outlive the process: %v", err)
 	}
 	out, err := e.cleanup(t.Context())

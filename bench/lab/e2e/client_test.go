@@ -25,6 +25,10 @@ type answer struct {
 func get(from *cluster.Host, url, hostHeader string) answer {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	return getWithin(ctx, from, url, hostHeader)
+}
+
+func getWithin(ctx context.Context, from *cluster.Host, url, hostHeader string) answer {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return answer{err: err}
@@ -39,11 +43,17 @@ func get(from *cluster.Host, url, hostHeader string) answer {
 	return answer{resp.StatusCode, string(body), err}
 }
 
+// nameWithin bounds one request for a name. It is less than TCP's first repetition (1 s), which would come to the same pod
+// that has just gone: a new connection is what follows the change.
+const nameWithin = 300 * time.Millisecond
+
 // names asks url tries times and returns the different bodies, which are pods' names. Any failure is an error.
 func names(from *cluster.Host, url string, tries int) (map[string]bool, error) {
 	out := map[string]bool{}
 	for i := range tries {
-		a := get(from, url, "")
+		ctx, cancel := context.WithTimeout(context.Background(), nameWithin)
+		a := getWithin(ctx, from, url, "")
+		cancel()
 		if a.err != nil || a.code != http.StatusOK {
 			return out, fmt.Errorf("try %d of %s: code %d, %v", i+1, url, a.code, a.err)
 		}
