@@ -162,17 +162,25 @@ func translateOptions(c config.Config, reachable func(model.ObjectRef) bool) tra
 	return o
 }
 
-// ownAddresses are the machine's, as they are at the start. Loopback is refused anyway.
+// ownAddresses are the machine's, as they are at the start, without VIPs: those may be many, and lead back to endpoints.
+// Loopback is refused anyway.
 func ownAddresses(log *slog.Logger) []netip.Addr {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		log.Warn("the machine's own addresses are not known, so endpoints are not checked against them", "err", err)
-	}
 	var out []netip.Addr
-	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLoopback() {
-			out = append(out, p.Addr().Unmap())
+	links, err := net.Interfaces()
+	for _, link := range links {
+		if link.Name == rules.DefaultLink || link.Flags&net.FlagLoopback != 0 {
+			continue
 		}
+		addrs, failed := link.Addrs()
+		err = errors.Join(err, failed)
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				out = append(out, p.Addr().Unmap())
+			}
+		}
+	}
+	if err != nil {
+		log.Warn("not all own addresses are known, so endpoints are not checked against them", "err", err)
 	}
 	return out
 }

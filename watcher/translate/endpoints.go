@@ -137,6 +137,8 @@ func (t *translator) destinationAddr(s string) (addr netip.Addr, why string) {
 		return addr, "is a multicast address"
 	case addr.Is4() && addr.As4()[0] >= 240:
 		return addr, "is a reserved or broadcast address"
+	case slices.Contains(t.o.OwnAddresses, addr):
+		return addr, "is an address of this edge"
 	}
 	return addr, ""
 }

@@ -7,6 +7,7 @@ package translate
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -26,6 +27,9 @@ type Options struct {
 	// AllowLoopbackEndpoints takes endpoints at loopback addresses, for the demo, whose pods are local processes. It must
 	// be false with a real cluster, whose users could otherwise send traffic to the edge's own services.
 	AllowLoopbackEndpoints bool
+	// OwnAddresses are those of the edge. No endpoint or node has one, or who can write an EndpointSlice would reach what
+	// the edge itself runs.
+	OwnAddresses []netip.Addr
 	// ListenPorts are those that the edge itself listens on; a NodePort equal to one is not served.
 	ListenPorts []ListenPort
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,11 +25,12 @@ type scenarioOptions struct {
 	Reach                  model.Reach
 	PodsReachable          []string // names of nodes
 	AllowLoopbackEndpoints bool
+	OwnAddresses           []netip.Addr
 	ListenPorts            []ListenPort
 }
 
 func (s scenarioOptions) options() Options {
-	o := Options{Reach: s.Reach, AllowLoopbackEndpoints: s.AllowLoopbackEndpoints, ListenPorts: s.ListenPorts}
+	o := Options{Reach: s.Reach, AllowLoopbackEndpoints: s.AllowLoopbackEndpoints, OwnAddresses: s.OwnAddresses, ListenPorts: s.ListenPorts}
 	if s.PodsReachable != nil {
 		o.PodsReachable = func(n model.ObjectRef) bool { return slices.Contains(s.PodsReachable, n.Name) }
 	}
