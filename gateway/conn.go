@@ -64,13 +64,8 @@ type conn struct {
 
 // newConn wraps and registers an accepted connection.
 func (g *Gateway) newConn(nc net.Conn) *conn {
-	c := &conn{Conn: nc, g: g, localText: nc.LocalAddr().String()}
-	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
-		c.peer = netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), uint16(a.Port))
-	}
-	if a, ok := nc.LocalAddr().(*net.TCPAddr); ok {
-		c.localPort = strconv.Itoa(a.Port)
-	}
+	local := addrPort(nc.LocalAddr())
+	c := &conn{Conn: nc, g: g, peer: addrPort(nc.RemoteAddr()), localText: local.String(), localPort: strconv.Itoa(int(local.Port()))}
 	c.peerText = c.peer.Addr().String()
 	for _, p := range g.opt.TrustedProxies {
 		c.trusted = c.trusted || p.Contains(c.peer.Addr())
@@ -83,6 +78,17 @@ func (g *Gateway) newConn(nc net.Conn) *conn {
 	g.mu.Unlock()
 	g.metrics.connections.Inc()
 	return c
+}
+
+// addrPort returns a TCP address without the zone of a link-local one: no prefix contains an address with a zone, and no
+// header field has room for it.
+func addrPort(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	at := tcp.AddrPort()
+	return netip.AddrPortFrom(at.Addr().Unmap().WithZone(""), at.Port())
 }
 
 // connState follows fasthttp's view of a connection between requests.

@@ -64,6 +64,7 @@ func TestRefusesAmbiguousRequests(t *testing.T) {
 		{"no host", "GET / HTTP/1.1\r\n\r\n", 400},
 		{"empty host", "GET / HTTP/1.1\r\nHost:\r\n\r\n", 400},
 		{"userinfo in host", "GET / HTTP/1.1\r\nHost: u:p@a\r\n\r\n", 400},
+		{"invalid host beside a target with one", "GET http://a/ HTTP/1.1\r\nHost: b c\r\n\r\n", 400},
 		{"userinfo in target", "GET http://u:p@a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400},
 		{"other scheme", "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400},
 		{"target without slash", "GET a HTTP/1.1\r\nHost: a\r\n\r\n", 400},

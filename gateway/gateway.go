@@ -35,7 +35,7 @@ type Options struct {
 	TrustedProxies []netip.Prefix
 
 	ConnectTimeout  time.Duration // to connect to an endpoint; 5 s
-	HeaderTimeout   time.Duration // from the first byte of a request to the end of its header; 10 s
+	HeaderTimeout   time.Duration // from the first byte of a request to the end of its header, and a first piece of its body; 10 s
 	ResponseTimeout time.Duration // from the last byte of a request to the end of the response's header; 60 s
 	IdleTimeout     time.Duration // of a client connection between two requests; 60 s
 	ReadTimeout     time.Duration // without a byte of a request's body from the client; 60 s

@@ -44,8 +44,8 @@ func (x *exchange) appendFields(dst []byte) []byte {
 		} else {
 			dst = append(dst, block[run:start]...)
 			run = f.end
-			if f.kind == fieldFor && x.c.trusted {
-				x.forwardedFor = append(append(x.forwardedFor, trim(block[f.nameEnd+1:f.end-2])...), ", "...)
+			if value := trim(block[f.nameEnd+1 : f.end-2]); f.kind == fieldFor && x.c.trusted && len(value) > 0 {
+				x.forwardedFor = append(append(x.forwardedFor, value...), ", "...)
 			}
 		}
 		start = f.end

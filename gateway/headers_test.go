@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -34,6 +35,10 @@ func TestRequestFields(t *testing.T) {
 				"X-Forwarded-Host: good\r\nX-Real-IP: 1.2.3.4\r\nForwarded: for=1\r\n\r\n",
 			"x-forwarded-proto: https\r\nX-Forwarded-Host: good\r\nX-Real-IP: 1.2.3.4\r\nForwarded: for=1\r\n" +
 				"X-Forwarded-For: 1.2.3.4, 5.6.7.8, 127.0.0.1\r\nX-Forwarded-Port: PORT\r\n\r\n"},
+		{"an empty list is not extended", trust,
+			"GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For:\r\nX-Forwarded-For: \r\n\r\n",
+			"X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Port: PORT\r\n" +
+				"X-Real-IP: 127.0.0.1\r\nX-Forwarded-Host: h\r\n\r\n"},
 		{"underscores are never let through", trust,
 			"GET / HTTP/1.1\r\nHost: h\r\nX_Forwarded_For: 1\r\nX_Real-IP: 2\r\nX-Forwarded_Foo: 3\r\nContent_Length: 4\r\nMy_Field: 5\r\n\r\n",
 			"My_Field: 5\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Port: PORT\r\n" +
@@ -63,6 +68,27 @@ func TestHostOfHTTP10WithoutOne(t *testing.T) {
 	if head := <-heads; !strings.Contains(head, "\r\nHost: "+e.addr+"\r\n") {
 		t.Errorf("the endpoint was sent %q, want the address that the client connected to as Host", head)
 	}
+}
+
+// A link-local peer has a zone, which has no place in a header and is in no prefix.
+func TestLinkLocalPeer(t *testing.T) {
+	e := start(t, Options{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("fe80::/10")}})
+	near, far := net.Pipe()
+	defer far.Close()
+	c := e.newConn(zonedConn{near})
+	defer c.Close()
+	if !c.trusted || c.peerText != "fe80::1" || c.localText != "[fe80::2]:80" {
+		t.Errorf("trusted %v, peer %s, local %s, want a trusted fe80::1 at [fe80::2]:80", c.trusted, c.peerText, c.localText)
+	}
+}
+
+type zonedConn struct{ net.Conn }
+
+func (zonedConn) RemoteAddr() net.Addr {
+	return &net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 9, Zone: "lo"}
+}
+func (zonedConn) LocalAddr() net.Addr {
+	return &net.TCPAddr{IP: net.ParseIP("fe80::2"), Port: 80, Zone: "lo"}
 }
 
 func TestResponseFields(t *testing.T) {

@@ -159,13 +159,16 @@ func (r *request) isNamed(name []byte) bool {
 }
 
 // readTarget splits the request target into host, path and query, each in its normal form. A target in absolute form
-// overrides the Host field (RFC 9112 3.2.2).
+// overrides the Host field (RFC 9112 3.2.2), which has to be valid nevertheless (3.2).
 func (r *request) readTarget(target, host []byte) *answer {
 	if bytes.IndexByte(target, '#') >= 0 {
 		return answerTarget
 	}
 	asterisk := string(target) == "*" && string(r.method) == fasthttp.MethodOptions
 	if len(target) > 0 && target[0] != '/' && !asterisk {
+		if problem := r.setHost(host); problem != nil {
+			return problem
+		}
 		var ok bool
 		if host, target, ok = cutAbsolute(target); !ok {
 			return answerTarget
