@@ -101,6 +101,9 @@ func TestResponseFields(t *testing.T) {
 			"HTTP/1.1 200 OK\r\nServer: x\r\n" + date + "Connection: X-Hop, Content-Length, close\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\n" +
 				"Proxy-Connection: y\r\nProxy-Authenticate: Basic\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nok",
 			"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 2\r\n" + date + "\r\nok"},
+		{"of the name of a trailer",
+			"HTTP/1.1 200 OK\r\nServer: x\r\n" + date + "Trailer: X-Sum, X-A\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-A: 2\r\n\r\n",
+			"HTTP/1.1 200 OK\r\nServer: x\r\n" + date + "X-A: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-A: 2\r\n\r\n"},
 		{"Server is added",
 			"HTTP/1.1 200 OK\r\n" + date + "Content-Length: 2\r\n\r\nok",
 			"HTTP/1.1 200 OK\r\nServer: sallyport\r\nContent-Length: 2\r\n" + date + "\r\nok"},

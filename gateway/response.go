@@ -55,6 +55,7 @@ func (x *exchange) respond() {
 	if len(h.Server()) == 0 {
 		h.SetServer(serverName)
 	}
+	keepAnnounced(h)
 	h.SetProtocol(protocol11)
 	if x.req.version1 {
 		h.Del(fasthttp.HeaderTransferEncoding)
@@ -232,6 +233,17 @@ func (x *exchange) brokeOff(err error) {
 	}
 	x.g.metrics.errors.WithLabelValues(reason).Inc()
 	x.g.log.Debug("response broke off", "endpoint", x.endpoint.Addr().String(), "reason", reason, "err", err)
+}
+
+// keepAnnounced sees to it that fields of the header are relayed although a trailer of their name is announced, as is
+// usual with Server-Timing: fasthttp takes such a field for the trailer and leaves it out of the header.
+func keepAnnounced(h *fasthttp.ResponseHeader) {
+	for _, name := range h.PeekTrailerKeys() {
+		if len(h.PeekBytes(name)) > 0 {
+			h.SetTrailerBytes(nil) // need not be announced (RFC 9110 6.6.2)
+			return
+		}
+	}
 }
 
 // setTrailers announces and sets the trailers that came; fasthttp leaves out what must not be one.
