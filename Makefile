@@ -15,7 +15,7 @@ run: build ## serve the built-in demo: no cluster, no root
 
 build: ## bin/sallyport
 	@.ci/deps go=golang
-	go build -trimpath -buildvcs=auto -o bin/sallyport ./cmd/sallyport
+	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o bin/sallyport ./cmd/sallyport
 
 test: deps lab-build vet ## all tests, the lab's included
 	$(LAB_ENV) go test -race -timeout 30m ./...
