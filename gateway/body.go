@@ -55,7 +55,7 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 // took accounts for n bytes that were read and gives the error of the source its meaning for the body.
 func (b *bodyReader) took(n int64, err error) error {
 	if b.framing == framingClose {
-		b.ended = err == io.EOF
+		b.ended = errors.Is(err, io.EOF)
 		return err
 	}
 	b.left -= n
@@ -161,7 +161,7 @@ func (b *bodyReader) byte() (byte, error) {
 
 // unexpected turns io.EOF, which means a whole body, into io.ErrUnexpectedEOF.
 func unexpected(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -177,15 +177,15 @@ func (c *conn) lingerOn() {
 		duration = time.Second
 	)
 	if tcp, ok := c.Conn.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
-		tcp.SetDeadline(time.Now().Add(duration))
-		io.CopyN(io.Discard, tcp, limit)
+		_ = tcp.SetDeadline(time.Now().Add(duration))
+		_, _ = io.CopyN(io.Discard, tcp, limit)
 	}
 }
 
 // reset makes the close of the connection look like an error to the client.
 func (c *conn) reset() {
 	if tcp, ok := c.Conn.(*net.TCPConn); ok {
-		tcp.SetLinger(0)
+		_ = tcp.SetLinger(0)
 	}
 }
 

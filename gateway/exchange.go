@@ -259,7 +259,7 @@ func (x *exchange) copyBody() (readErr, writeErr error) {
 			}
 		}
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return nil, w.finish(buf[:], x.in.trailers)
 		case err != nil:
 			return err, nil
@@ -275,14 +275,14 @@ func (x *exchange) stopUpload() {
 	switch {
 	case x.uploaded.Load():
 	case x.bodyRead.Load(): // the last write is about to return, unless the endpoint does not read
-		x.up.tcp.SetWriteDeadline(time.Now().Add(lastWrite))
+		_ = x.up.tcp.SetWriteDeadline(time.Now().Add(lastWrite))
 		x.upload.Wait()
-		x.up.tcp.SetWriteDeadline(time.Time{})
+		_ = x.up.tcp.SetWriteDeadline(time.Time{})
 	default:
 		x.stopping.Store(true)
 		x.c.linger = true
 		x.up.tcp.Close()
-		x.c.Conn.SetReadDeadline(past)
+		_ = x.c.SetReadDeadline(past)
 	}
 	x.upload.Wait()
 	x.keep = x.keep && x.uploaded.Load()

@@ -156,7 +156,7 @@ func TestDrain(t *testing.T) {
 func TestDrainTimeCutsWhatIsLeft(t *testing.T) {
 	began := make(chan bool)
 	e := start(t, Options{DrainTime: 50 * time.Millisecond})
-	e.serve(t, map[string][]string{" /": {rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+	e.serve(t, map[string][]string{" /": {rawBackend(t, func(_ net.Conn, br *bufio.Reader) {
 		close(began)
 		io.Copy(io.Discard, br)
 	})}})

@@ -171,6 +171,6 @@ func (up *upstream) Write(p []byte) (int, error) {
 
 // abort closes the connection in a way that the endpoint cannot take for the end of a message.
 func (up *upstream) abort() {
-	up.tcp.SetLinger(0)
+	_ = up.tcp.SetLinger(0)
 	up.tcp.Close()
 }

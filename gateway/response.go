@@ -82,7 +82,7 @@ func (x *exchange) respondBody(frame framing, length int) {
 	case frame == framingLength && length <= buffered:
 		body, _ := x.up.br.Peek(length)
 		resp.SetBody(body)
-		x.up.br.Discard(length)
+		_, _ = x.up.br.Discard(length)
 		x.out.ended = true
 		x.finish()
 	case frame == framingChunked && x.takeChunks():
@@ -117,7 +117,7 @@ func (x *exchange) takeChunks() bool {
 		x.out.reset(br, framingChunked, 0)
 		return false
 	}
-	br.Discard(len(raw))
+	_, _ = br.Discard(len(raw))
 	x.ctx.Response.SetBody(buf[:n])
 	return true
 }
@@ -165,7 +165,7 @@ func (x *exchange) WriteTo(w io.Writer) (written int64, err error) {
 		n, err := x.relaySome(w, flusher, buf[:])
 		written += n
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			x.setTrailers()
 			return written, nil
 		case err != nil:
@@ -240,7 +240,7 @@ func (x *exchange) brokeOff(err error) {
 func keepAnnounced(h *fasthttp.ResponseHeader) {
 	for _, name := range h.PeekTrailerKeys() {
 		if len(h.PeekBytes(name)) > 0 {
-			h.SetTrailerBytes(nil) // need not be announced (RFC 9110 6.6.2)
+			_ = h.SetTrailerBytes(nil) // need not be announced (RFC 9110 6.6.2)
 			return
 		}
 	}
@@ -249,7 +249,7 @@ func keepAnnounced(h *fasthttp.ResponseHeader) {
 // setTrailers announces and sets the trailers that came; fasthttp leaves out what must not be one.
 func (x *exchange) setTrailers() {
 	h := &x.ctx.Response.Header
-	h.SetTrailerBytes(nil) // what was announced may not have come
+	_ = h.SetTrailerBytes(nil) // what was announced may not have come
 	for section := x.out.trailers; ; {
 		name, value, rest, problem := nextField(section)
 		if problem != nil || len(name) == 0 {

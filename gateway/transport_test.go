@@ -334,7 +334,7 @@ func TestDoesNotRetryWhatWasSent(t *testing.T) {
 }
 
 func TestTimeouts(t *testing.T) {
-	silent := func(c net.Conn, br *bufio.Reader) { io.Copy(io.Discard, br) }
+	silent := func(_ net.Conn, br *bufio.Reader) { io.Copy(io.Discard, br) }
 	const short = 50 * time.Millisecond
 	for _, tt := range []struct {
 		name    string
@@ -457,7 +457,7 @@ func TestWriteTimeoutOfAnswers(t *testing.T) {
 
 // Defect 13: it is not the client's fault if its endpoint dies while the client still sends.
 func TestEndpointDiesDuringUpload(t *testing.T) {
-	c := dial(t, one(t, rawBackend(t, func(c net.Conn, br *bufio.Reader) { readBlock(br) })))
+	c := dial(t, one(t, rawBackend(t, func(_ net.Conn, br *bufio.Reader) { readBlock(br) })))
 	c.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 20000\r\n\r\nx")
 	if resp, _ := c.response("PUT"); resp.StatusCode != 502 {
 		t.Errorf("got %d, want 502", resp.StatusCode)

@@ -128,7 +128,7 @@ func (c *conn) acknowledged() uint64 {
 		return 0
 	}
 	var acked uint64
-	raw.Control(func(fd uintptr) { // an error means that the socket is closed
+	_ = raw.Control(func(fd uintptr) { // an error means that the socket is closed
 		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
 			acked = info.Bytes_acked + 1
 		}
@@ -141,7 +141,7 @@ func (c *conn) checkHead(age uint32) {
 	limit := c.g.limits.head
 	if c.received.Load() {
 		if age > limit {
-			c.Conn.SetReadDeadline(past)
+			_ = c.SetReadDeadline(past)
 		}
 		return
 	}
@@ -201,7 +201,7 @@ func (p *peeker) peek(raw syscall.RawConn) peekResult {
 		p.look = p.recv
 	}
 	p.result = peekClosed
-	raw.Control(p.look) // an error means that the socket is closed
+	_ = raw.Control(p.look) // an error means that the socket is closed
 	return p.result
 }
 
