@@ -93,7 +93,10 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	if err := k.turnForwardingOn(ctx); err != nil {
 		return errors.Join(routes, err)
 	}
-	return errors.Join(routes, k.assign(ctx, vips))
+	if err := k.assign(ctx, vips); err != nil {
+		return errors.Join(routes, err)
+	}
+	return model.Partial(routes)
 }
 
 // vips lists the IPv4 addresses to stand on the link, ordered.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -18,8 +19,12 @@ type reconciler interface {
 	Reconcile(ctx context.Context, s *model.Snapshot) error
 }
 
-// retryAfter is the pause after a reconcile that failed.
-const retryAfter = time.Second
+// The pauses after a reconcile that failed, and after one that failed in part: what is then missing, such as a port that
+// another program has, seldom comes soon.
+const (
+	retryAfter     = time.Second
+	retryPartAfter = 10 * time.Second
+)
 
 // A mailbox hands over the latest snapshot: one that was not yet taken is replaced.
 type mailbox chan *model.Snapshot
@@ -42,7 +47,8 @@ type lane struct {
 	in      mailbox
 	log     *slog.Logger
 	results *prometheus.CounterVec
-	applied atomic.Uint64 // generation that was last reconciled without error
+	applied atomic.Uint64 // generation that was last reconciled, in whole or but for a part
+	said    string        // the error that was logged last
 }
 
 // run drives the lane until ctx ends.
@@ -61,18 +67,41 @@ func (l *lane) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil // it may have been cut short: neither a success nor a failure
 		}
-		if err != nil {
-			l.results.WithLabelValues(l.name, "error").Inc()
-			l.log.ErrorContext(ctx, "reconcile failed", "generation", s.Generation, "retry", retryAfter, "err", err)
-			again.Reset(retryAfter)
-			continue
-		}
-		again.Stop()
-		l.results.WithLabelValues(l.name, "success").Inc()
-		if l.applied.Swap(s.Generation) == 0 {
-			l.log.InfoContext(ctx, "first snapshot applied", "generation", s.Generation)
+		if retry := l.judge(ctx, s, err); retry > 0 {
+			again.Reset(retry)
+		} else {
+			again.Stop()
 		}
 	}
+}
+
+// judge counts and logs how the reconcile of s ended, and says after what time to repeat it; 0 is not at all.
+func (l *lane) judge(ctx context.Context, s *model.Snapshot, err error) (retry time.Duration) {
+	result := "success"
+	if err != nil {
+		result, retry = "error", retryAfter
+	}
+	if _, ok := errors.AsType[*model.PartialError](err); ok {
+		result, retry = "partial", retryPartAfter
+	}
+	l.results.WithLabelValues(l.name, result).Inc()
+	if result != "error" && l.applied.Swap(s.Generation) == 0 {
+		l.log.InfoContext(ctx, "first snapshot applied", "generation", s.Generation)
+	}
+	l.tell(ctx, s, err, retry)
+	return retry
+}
+
+// tell logs an error when it is not the one that was logged last.
+func (l *lane) tell(ctx context.Context, s *model.Snapshot, err error, retry time.Duration) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != l.said && err != nil {
+		l.log.ErrorContext(ctx, "reconcile failed", "generation", s.Generation, "retry", retry, "err", err)
+	}
+	l.said = text
 }
 
 // A step is a reconciler with the name that its errors carry.
@@ -81,15 +110,23 @@ type step struct {
 	reconciler
 }
 
-// A sequence reconciles its steps in order and stops at the first error: what comes after rests on what came before.
+// A sequence reconciles its steps in order and stops at the first that fails: what comes after rests on what came before.
+// It goes on after one that failed in part: one Service must not keep the others from being served.
 type sequence []step
 
 // Reconcile implements reconciler.
 func (q sequence) Reconcile(ctx context.Context, s *model.Snapshot) error {
+	var parts []error
 	for _, r := range q {
-		if err := r.Reconcile(ctx, s); err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+		err := r.Reconcile(ctx, s)
+		if err == nil {
+			continue
 		}
+		err = fmt.Errorf("%s: %w", r.name, err)
+		if _, ok := errors.AsType[*model.PartialError](err); !ok {
+			return err
+		}
+		parts = append(parts, err)
 	}
-	return nil
+	return model.Partial(errors.Join(parts...))
 }

@@ -102,3 +102,34 @@ func TestSequenceStopsAtTheFirstError(t *testing.T) {
 		t.Errorf("error %v after %d first and %d last", err, len(first.got), len(last.got))
 	}
 }
+
+// partly fails in part, always.
+type partly struct{ recorder }
+
+func (r *partly) Reconcile(ctx context.Context, s *model.Snapshot) error {
+	return errors.Join(r.recorder.Reconcile(ctx, s), model.Partial(errors.New("one port is taken")))
+}
+
+func TestAPartThatFailsKeepsNothingElseFromBeingServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		part, last := &partly{}, &recorder{}
+		l := newLane(sequence{{"part", part}, {"last", last}})
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.run(ctx) }()
+		l.in.put(&model.Snapshot{Generation: 1})
+		synctest.Wait()
+		if len(last.got) != 1 || l.applied.Load() != 1 {
+			t.Errorf("the next step ran %d times, applied is generation %d; want 1 and 1", len(last.got), l.applied.Load())
+		}
+		<-time.After(retryPartAfter)
+		synctest.Wait()
+		if len(part.got) != 2 {
+			t.Errorf("the part was tried %d times, want again after %v", len(part.got), retryPartAfter)
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -45,7 +45,7 @@ func (p *Proxy) Reconcile(ctx context.Context, s *model.Snapshot) error {
 		}
 	}
 	p.metrics.unbound.Set(float64(unbound))
-	return errors.Join(errs...)
+	return model.Partial(errors.Join(errs...))
 }
 
 // wants lists the listeners that s asks for, each address once, and an error for each one asked for again.

@@ -42,3 +42,21 @@ func (p Problem) String() string {
 	}
 	return s + p.Message + " (" + string(p.Reason) + ")"
 }
+
+// A PartialError is what a reconciler returns when a part of a snapshot could not be brought about, such as one port that
+// another program has, and everything else was.
+type PartialError struct{ Err error }
+
+// Error gives the cause.
+func (e *PartialError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the cause.
+func (e *PartialError) Unwrap() error { return e.Err }
+
+// Partial makes err a PartialError, and leaves nil as it is.
+func Partial(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &PartialError{err}
+}
