@@ -132,7 +132,7 @@ func hosts(prefixes []netip.Prefix) []netip.Addr {
 
 func (e *edge) newPipeline(sources []watcher.Source, trigger *watcher.Trigger, steps sequence) *pipeline {
 	e.lane = &lane{
-		name: "edge", r: steps, in: newMailbox(), log: e.log.With("part", "lane"),
+		name: "edge", r: steps, in: newMailbox(), log: e.log.With("part", "edge"),
 		results: promauto.With(e.registry).NewCounterVec(prometheus.CounterOpts{
 			Name: "sallyport_reconciles_total", Help: "Reconciliations of a snapshot, by lane and result.",
 		}, []string{"lane", "result"}),
