@@ -33,6 +33,13 @@ func (r *recorder) Reconcile(_ context.Context, s *model.Snapshot) error {
 	return nil
 }
 
+// calls is how often it was called so far.
+func (r *recorder) calls() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.got)
+}
+
 func newLane(r reconciler) *lane {
 	return &lane{name: "test", r: r, in: newMailbox(), log: slog.New(slog.DiscardHandler),
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "results"}, []string{"lane", "result"})}
@@ -119,13 +126,13 @@ func TestAPartThatFailsKeepsNothingElseFromBeingServed(t *testing.T) {
 		go func() { done <- l.run(ctx) }()
 		l.in.put(&model.Snapshot{Generation: 1})
 		synctest.Wait()
-		if len(last.got) != 1 || l.applied.Load() != 1 {
-			t.Errorf("the next step ran %d times, applied is generation %d; want 1 and 1", len(last.got), l.applied.Load())
+		if n := last.calls(); n != 1 || l.applied.Load() != 1 {
+			t.Errorf("the next step ran %d times, applied is generation %d; want 1 and 1", n, l.applied.Load())
 		}
 		<-time.After(retryPartAfter)
 		synctest.Wait()
-		if len(part.got) != 2 {
-			t.Errorf("the part was tried %d times, want again after %v", len(part.got), retryPartAfter)
+		if n := part.calls(); n != 2 {
+			t.Errorf("the part was tried %d times, want again after %v", n, retryPartAfter)
 		}
 		stop()
 		if err := <-done; err != nil {
