@@ -125,6 +125,7 @@ func (c *conn) detach() verdict {
 // touch notes progress.
 func (c *conn) touch() { c.progress.Store(c.g.clock.now()) }
 
+// Read implements net.Conn.
 func (c *conn) Read(p []byte) (int, error) {
 	c.reading.Store(true)
 	n, err := c.Conn.Read(p)
@@ -136,6 +137,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Write implements net.Conn.
 func (c *conn) Write(p []byte) (int, error) {
 	c.writing.Store(true)
 	n, err := c.Conn.Write(p)

@@ -35,6 +35,7 @@ func (g *Gateway) newServer() *fasthttp.Server {
 // serverLog hands fasthttp's messages, which are about single clients, to the debug level.
 type serverLog struct{ log *slog.Logger }
 
+// Printf implements fasthttp.Logger.
 func (l serverLog) Printf(format string, args ...any) {
 	l.log.Debug("http server", "message", fmt.Sprintf(format, args...))
 }

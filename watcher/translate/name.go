@@ -14,6 +14,3 @@ func nameOf(o metav1.Object) name { return name{o.GetNamespace(), o.GetName()} }
 func (n name) compare(o name) int {
 	return cmp.Or(cmp.Compare(n.namespace, o.namespace), cmp.Compare(n.name, o.name))
 }
-
-// String gives "namespace/name".
-func (n name) String() string { return n.namespace + "/" + n.name }

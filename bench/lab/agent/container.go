@@ -74,7 +74,10 @@ type startError struct {
 	cause  error
 }
 
+// Error gives the cause.
 func (e *startError) Error() string { return e.cause.Error() }
+
+// Unwrap gives the cause.
 func (e *startError) Unwrap() error { return e.cause }
 
 func (c *container) start() (*process, error) {

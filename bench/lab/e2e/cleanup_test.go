@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sallyport/bench/lab/cluster"
 )
 
 // foreign is what an operator may have on the machine beside Sallyport, in both iptables backends.
@@ -47,7 +49,7 @@ func (s *site) runAndCleanUp(t *testing.T, backend string, nodePort int, vip net
 	}
 	s.Apply(t, ns, hostnames+fmt.Sprintf("---\n{apiVersion: v1, kind: Service, metadata: {name: hostnames}, spec: {type: LoadBalancer, loadBalancerIP: %s, selector: {app: hostnames}, ports: [{port: 80, targetPort: 9376, nodePort: %d}]}}", vip, nodePort))
 	s.WaitReady(t, ns, "hostnames", 3)
-	eventually(t, 5*time.Second, func() error { return wantNames(s.client(), e.url(nodePort), 3) })
+	cluster.Eventually(t, 5*time.Second, func() error { return wantNames(s.client(), e.url(nodePort), 3) })
 	s.compareWhileRunning(t, before, s.machine(t))
 	if err := e.stop(); err != nil {
 		t.Fatal(err)

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"testing"
 	"time"
 
 	"sallyport/bench/lab/build"
@@ -120,13 +119,5 @@ func within(limit time.Duration, cond func() error) error {
 			return err
 		}
 		<-tick.C
-	}
-}
-
-// eventually fails the test if cond does not come true in time.
-func eventually(t *testing.T, limit time.Duration, cond func() error) {
-	t.Helper()
-	if err := within(limit, cond); err != nil {
-		t.Fatalf("after %v: %v", limit, err)
 	}
 }

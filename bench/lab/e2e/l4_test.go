@@ -12,6 +12,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sallyport/bench/lab/cluster"
 )
 
 // hostnames is a Deployment of 3 pods that answer their names on port 9376.
@@ -74,13 +76,13 @@ func TestNodePortAnswersFromEveryPodAndFollowsScale(t *testing.T) {
 	t.Cleanup(func() { s.Delete(t, ns, hostnames+"---"+hostnamesService) })
 	s.WaitReady(t, ns, "hostnames", 3)
 	s.onEachEdge(t, func(t *testing.T, e *edge) {
-		eventually(t, 5*time.Second, func() error { return wantNames(s.client(), e.url(30001), 3) })
+		cluster.Eventually(t, 5*time.Second, func() error { return wantNames(s.client(), e.url(30001), 3) })
 	})
 	for _, n := range []int{5, 1} {
 		s.Kubectl(t, "scale", "-n", ns, "deployment/hostnames", fmt.Sprintf("--replicas=%d", n))
-		eventually(t, 20*time.Second, func() error { return s.readyEndpoints(ns, "hostnames", n) })
+		cluster.Eventually(t, 20*time.Second, func() error { return s.readyEndpoints(ns, "hostnames", n) })
 		s.onEachEdge(t, func(t *testing.T, e *edge) {
-			eventually(t, 2*time.Second, func() error { return wantNames(s.client(), e.url(30001), n) })
+			cluster.Eventually(t, 2*time.Second, func() error { return wantNames(s.client(), e.url(30001), n) })
 		})
 	}
 	s.onEachEdge(t, func(t *testing.T, e *edge) {
@@ -116,7 +118,7 @@ func TestNodePortOfAServiceWithOtherPorts(t *testing.T) {
 	s.Apply(t, ns, web)
 	s.WaitReady(t, ns, "web", 3)
 	s.onEachEdge(t, func(t *testing.T, e *edge) {
-		eventually(t, 5*time.Second, func() error { return wantNames(s.client(), e.url(30000), 3) })
+		cluster.Eventually(t, 5*time.Second, func() error { return wantNames(s.client(), e.url(30000), 3) })
 	})
 }
 
@@ -131,7 +133,7 @@ func TestNodePortWithoutEndpointsRefuses(t *testing.T) {
 	}
 	s.Apply(t, ns, `{apiVersion: v1, kind: Service, metadata: {name: none}, spec: {type: NodePort, selector: {app: none}, ports: [{port: 80, nodePort: 30009}]}}`)
 	s.onEachEdge(t, func(t *testing.T, e *edge) {
-		eventually(t, 5*time.Second, func() error {
+		cluster.Eventually(t, 5*time.Second, func() error {
 			if err := dial(s.client(), e.host.Addr, 30009); !errors.Is(err, syscall.ECONNREFUSED) {
 				return fmt.Errorf("got %v, want a refusal", err)
 			}
@@ -164,7 +166,7 @@ spec:
 `)
 	s.WaitReady(t, ns, "udp", 2)
 	s.onEachEdge(t, func(t *testing.T, e *edge) {
-		eventually(t, 5*time.Second, func() error {
+		cluster.Eventually(t, 5*time.Second, func() error {
 			got, err := ask(s.client(), e.host.Addr, 30053, "echo through the gate")
 			if err == nil && got != "through the gate" {
 				err = fmt.Errorf("got %q", got)
@@ -185,7 +187,7 @@ func TestLoadBalancerIP(t *testing.T) {
 		s.listen(t, e, 22)
 		service := fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: lb}, spec: {type: LoadBalancer, loadBalancerIP: %q, selector: {app: hostnames}, ports: [{port: 80, targetPort: 9376}]}}", vip)
 		s.Apply(t, ns, service)
-		eventually(t, 5*time.Second, func() error { return wantNames(s.client(), "http://"+vip.String()+"/", 3) })
+		cluster.Eventually(t, 5*time.Second, func() error { return wantNames(s.client(), "http://"+vip.String()+"/", 3) })
 		if err := dial(s.client(), e.host.Addr, 22); err != nil {
 			t.Errorf("the edge's own port 22 does not answer: %v", err)
 		}
@@ -193,7 +195,7 @@ func TestLoadBalancerIP(t *testing.T) {
 			t.Errorf("port 22 of the VIP gives %v, want a refusal", err)
 		}
 		s.Delete(t, ns, service)
-		eventually(t, 5*time.Second, func() error {
+		cluster.Eventually(t, 5*time.Second, func() error {
 			if a := get(s.client(), "http://"+vip.String()+"/", ""); a.err == nil {
 				return errors.New("the address still answers")
 			}
@@ -210,7 +212,7 @@ func TestLoadBalancerIPByAnnotation(t *testing.T) {
 	vip := s.vip(4)
 	s.routePool(t, s.edges[0])
 	s.Apply(t, ns, fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: lb, annotations: {sallyport.io/load-balancer-ips: %q}}, spec: {type: LoadBalancer, selector: {app: hostnames}, ports: [{port: 8000, targetPort: 9376}]}}", vip))
-	eventually(t, 5*time.Second, func() error { return wantNames(s.client(), "http://"+vip.String()+":8000/", 3) })
+	cluster.Eventually(t, 5*time.Second, func() error { return wantNames(s.client(), "http://"+vip.String()+":8000/", 3) })
 }
 
 // vip is the n-th address of the lab's pool.

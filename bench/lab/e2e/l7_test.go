@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sallyport/bench/lab/cluster"
 )
 
 // app is a Deployment and a Service of one name, whose pods answer their names.
@@ -66,7 +68,7 @@ func TestIngressByHostAndPath(t *testing.T) {
 			{"a.b.api.example.com", "v1", 404, ""},
 			{"other.example.com", "", 404, ""},
 		} {
-			eventually(t, 5*time.Second, func() error {
+			cluster.Eventually(t, 5*time.Second, func() error {
 				a := get(s.client(), e.url(80)+tt.path, tt.host)
 				if a.err != nil || a.code != tt.code || !strings.HasPrefix(a.body, tt.pod) {
 					return fmt.Errorf("%s/%s: %d %q %v, want %d %s", tt.host, tt.path, a.code, a.body, a.err, tt.code, tt.pod)
@@ -106,14 +108,14 @@ func TestBadObjectsHarmNoOtherAndAreNamed(t *testing.T) {
 	wants := []string{"ServiceNotFound", "PortNotFound", "AddressNotInPool"}
 	s.onEachEdge(t, func(t *testing.T, e *edge) {
 		for path, code := range map[string]int{"good": 200, "unknown": 503, "port": 503} {
-			eventually(t, 5*time.Second, func() error {
+			cluster.Eventually(t, 5*time.Second, func() error {
 				if a := get(s.client(), e.url(80)+path, "bad.example.com"); a.code != code {
 					return fmt.Errorf("/%s: %d %v, want %d", path, a.code, a.err, code)
 				}
 				return nil
 			})
 		}
-		eventually(t, 5*time.Second, func() error { // until what other tests made has gone
+		cluster.Eventually(t, 5*time.Second, func() error { // until what other tests made has gone
 			metrics, err := e.admin("/metrics")
 			for _, reason := range wants {
 				if !strings.Contains(e.log(), reason) || !strings.Contains(metrics, `sallyport_problems{reason="`+reason+`"} 1`+"\n") {

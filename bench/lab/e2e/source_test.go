@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sallyport/bench/lab/cluster"
 )
 
 // TestReachAutoFallsBackToNodes cuts an edge off from the pods, as a network does that does not route them.
@@ -18,8 +20,8 @@ func TestReachAutoFallsBackToNodes(t *testing.T) {
 	s.onEdge3(t, "iptables-nft", "-A", "FORWARD", "-d", "10.244.0.0/16", "-j", "DROP")
 	t.Cleanup(func() { s.onEdge3(t, "iptables-nft", "-F") })
 	e := s.startEdge3(t, "reach: auto\n")
-	eventually(t, 10*time.Second, func() error { return wantNames(s.client(), e.url(30011), 3) })
-	eventually(t, 10*time.Second, func() error {
+	cluster.Eventually(t, 10*time.Second, func() error { return wantNames(s.client(), e.url(30011), 3) })
+	cluster.Eventually(t, 10*time.Second, func() error {
 		if !strings.Contains(e.log(), "reach=nodes") {
 			return fmt.Errorf("the log does not say that nodes are used:\n%s", e.log())
 		}
@@ -48,11 +50,11 @@ func TestManifestsServeAsTheClusterDoes(t *testing.T) {
 			return nil
 		}
 	}
-	eventually(t, 5*time.Second, ask(200))
+	cluster.Eventually(t, 5*time.Second, ask(200))
 	if err := os.Remove(folder + "/shop.yaml"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, ask(404))
+	cluster.Eventually(t, 5*time.Second, ask(404))
 }
 
 // startEdge3 runs sallyport on edge-3 for the length of the test.
