@@ -17,6 +17,16 @@ const (
 	ReasonAddressNotInPool   Reason = "AddressNotInPool"   // an address asked for that no pool contains
 	ReasonAddressInUse       Reason = "AddressInUse"       // an address asked for that an older Service holds
 	ReasonPortConflict       Reason = "PortConflict"       // a NodePort that the edge listens on itself, or that an older Service has
+	ReasonServedByOther      Reason = "ServedByOther"      // a Service whose status another controller has written
+	ReasonAddressTaken       Reason = "AddressTaken"       // an address or network that is the edge's own, a node's or a gateway's
+	ReasonSecretNotFound     Reason = "SecretNotFound"     // a TLS Secret that does not exist
+	ReasonSecretForbidden    Reason = "SecretForbidden"    // a TLS Secret that this edge may not read
+	ReasonInvalidCertificate Reason = "InvalidCertificate" // a TLS Secret without a usable certificate and key, or for other hosts
+	ReasonDuplicateHost      Reason = "DuplicateHost"      // an older object has another certificate for the same host
+	ReasonKindForbidden      Reason = "KindForbidden"      // a kind that the API server does not let this edge list and watch (403)
+	ReasonKindNotFound       Reason = "KindNotFound"       // a kind that the API server does not know (404)
+	ReasonClusterChanged     Reason = "ClusterChanged"     // the API server is of another cluster than the last-good file
+	ReasonStatusForbidden    Reason = "StatusForbidden"    // status or Events that the API server does not let this edge write
 )
 
 // A Problem is an object or field that cannot be honoured, with its reason. The rest of the object, and every

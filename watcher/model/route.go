@@ -25,6 +25,8 @@ type Route struct {
 	Host  string
 	Path  string `json:",omitempty"`
 	Match PathMatch
+	// RedirectHTTPS says that requests in clear are answered by a redirect to https.
+	RedirectHTTPS bool `json:",omitempty"`
 	// Backends share the requests by weight. Empty means that nothing usable was named: 503.
 	Backends []Backend
 }

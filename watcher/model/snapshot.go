@@ -25,6 +25,14 @@ type Snapshot struct {
 	Nodes []Node
 	// Routes are the HTTP routes, free of duplicates, ordered by Host, Path, Match.
 	Routes []Route
+	// Certificates are the TLS certificates that hosts present, ordered by Ref.
+	Certificates []Certificate
+	// Statuses are the addresses that the API server shows for Services and Ingresses, ordered by Ref. They say what
+	// there is, not what is wanted: that is in Services and Routes.
+	Statuses []Status
+	// Stale says that a part of the objects is from a last-good file, because an API server cannot be reached: it is to be
+	// served, and not to be written back.
+	Stale bool
 	// Problems are the objects and fields that could not be honoured, ordered by Object, Field, Reason.
 	Problems []Problem
 }
@@ -36,6 +44,15 @@ func (s *Snapshot) Service(ref ObjectRef) *Service {
 		return nil
 	}
 	return &s.Services[i]
+}
+
+// Status returns the status of the object named by ref, or nil.
+func (s *Snapshot) Status(ref ObjectRef) *Status {
+	i, found := slices.BinarySearchFunc(s.Statuses, ref, func(v Status, r ObjectRef) int { return v.Ref.Compare(r) })
+	if !found {
+		return nil
+	}
+	return &s.Statuses[i]
 }
 
 // SortProblems brings Problems into their order and drops repeats. Whoever adds a Problem calls it once at the end.

@@ -20,4 +20,20 @@ type Cluster struct {
 	Namespaces     []*corev1.Namespace
 	Ingresses      []*networkingv1.Ingress
 	IngressClasses []*networkingv1.IngressClass
+	// Secrets are those of type kubernetes.io/tls that the source may read and that are wanted.
+	Secrets []*corev1.Secret
+	// Denied is what the source may not read or the API server does not have, ordered.
+	Denied []Denial
+	// Conflict says, for people, why the API server's objects are not taken, if they are not: it is of another cluster.
+	Conflict string
+	// Stale says that the objects are from a last-good file.
+	Stale bool
+}
+
+// A Denial is an answer of the API server that keeps a kind, or one Secret, from being read.
+type Denial struct {
+	Kind      string // such as "Ingress"
+	Namespace string // of a Secret or of a namespace of Secrets; empty for a whole kind
+	Name      string // of a Secret; empty for a whole kind or namespace
+	Code      int    // 403, or 404 for a kind that the API server does not know
 }
