@@ -37,3 +37,6 @@ type Denial struct {
 	Name      string // of a Secret; empty for a whole kind or namespace
 	Code      int    // 403, or 404 for a kind that the API server does not know
 }
+
+// A Name is the namespace and name of an object.
+type Name struct{ Namespace, Name string }
