@@ -40,6 +40,3 @@ type Denial struct {
 
 // A Name is the namespace and name of an object.
 type Name struct{ Namespace, Name string }
-
-// A Name is the namespace and name of an object.
-type Name struct{ Namespace, Name string }
