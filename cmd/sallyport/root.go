@@ -21,7 +21,7 @@ and LoadBalancer addresses in the kernel and proxies HTTP by host and path.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRun(), newCheck(), newRender(), newCleanup(), newDemo(), newVersion())
+	root.AddCommand(newRun(), newCheck(), newRender(), newCleanup(), newKubeconfig(), newDemo(), newVersion())
 	return root
 }
 
