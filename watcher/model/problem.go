@@ -32,10 +32,10 @@ const (
 // A Problem is an object or field that cannot be honoured, with its reason. The rest of the object, and every
 // other object, is served.
 type Problem struct {
-	Object  ObjectRef
-	Field   string `json:",omitempty"` // path as in kubectl explain, such as "spec.rules[0].http.paths[1].backend.service.port.name"
-	Reason  Reason
-	Message string // what is wrong and what to do, for a person
+	Object  ObjectRef `json:"object"`
+	Field   string    `json:"field,omitempty"` // path as in kubectl explain, such as "spec.rules[0].http.paths[1].backend.service.port.name"
+	Reason  Reason    `json:"reason"`
+	Message string    `json:"message"` // what is wrong and what to do, for a person
 }
 
 // Compare orders by object, field, reason, message.

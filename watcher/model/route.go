@@ -18,17 +18,17 @@ const (
 // A Route sends the requests for one host and path to backends.
 type Route struct {
 	// Ref is the object that asks for the route, such as an Ingress.
-	Ref     ObjectRef
-	Created time.Time
+	Ref     ObjectRef `json:"ref"`
+	Created time.Time `json:"created"`
 	// Host is in lower case, without port and trailing dot: a name, "*." and a name (one label, any value), or
 	// empty for every host that no other route names.
-	Host  string
-	Path  string `json:",omitempty"`
-	Match PathMatch
+	Host  string    `json:"host"`
+	Path  string    `json:"path,omitempty"`
+	Match PathMatch `json:"match"`
 	// RedirectHTTPS says that requests in clear are answered by a redirect to https.
-	RedirectHTTPS bool `json:",omitempty"`
+	RedirectHTTPS bool `json:"redirectHTTPS,omitempty"`
 	// Backends share the requests by weight. Empty means that nothing usable was named: 503.
-	Backends []Backend
+	Backends []Backend `json:"backends"`
 }
 
 // Compare orders routes by host, path and match, then the older first, then by object.
@@ -39,7 +39,7 @@ func (r Route) Compare(o Route) int {
 
 // A Backend is what a route sends to: a service port and its share of the requests.
 type Backend struct {
-	Service ObjectRef // of kind Service; resolved by Snapshot.Service
-	Port    uint16    // ServicePort.port, TCP
-	Weight  int       // share relative to the other backends' weights
+	Service ObjectRef `json:"service"` // of kind Service; resolved by Snapshot.Service
+	Port    uint16    `json:"port"`    // ServicePort.port, TCP
+	Weight  int       `json:"weight"`  // share relative to the other backends' weights
 }

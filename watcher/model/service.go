@@ -16,18 +16,18 @@ const (
 
 // A Service is a Kubernetes Service with what it takes to send it traffic.
 type Service struct {
-	Ref ObjectRef
+	Ref ObjectRef `json:"ref"`
 	// Created is metadata.creationTimestamp: of two that want the same thing, the older one gets it.
-	Created time.Time
+	Created time.Time `json:"created"`
 	// LoadBalancer says that the Service is of type LoadBalancer and of our loadBalancerClass.
-	LoadBalancer bool `json:",omitempty"`
+	LoadBalancer bool `json:"loadBalancer,omitempty"`
 	// RequestedVIPs are the addresses asked for, by spec.loadBalancerIP or annotation sallyport.io/load-balancer-ips.
-	RequestedVIPs []netip.Addr `json:",omitempty"`
+	RequestedVIPs []netip.Addr `json:"requestedVIPs,omitempty"`
 	// RequestField is the field or annotation that RequestedVIPs came from, for Problems.
-	RequestField string `json:",omitempty"`
+	RequestField string `json:"requestField,omitempty"`
 	// VIPs are the addresses given to the Service: the edge answers for each of them on every Port. Set by lb.
-	VIPs  []netip.Addr `json:",omitempty"`
-	Ports []ServicePort
+	VIPs  []netip.Addr  `json:"vips,omitempty"`
+	Ports []ServicePort `json:"ports"`
 }
 
 // Port returns the service port with the number and protocol, or nil.
@@ -42,32 +42,32 @@ func (s *Service) Port(number uint16, p Protocol) *ServicePort {
 
 // A ServicePort is one port of one Service: the unit of L4.
 type ServicePort struct {
-	Name     string `json:",omitempty"` // ServicePort.name; empty if the only one
-	Protocol Protocol
-	Port     uint16 // ServicePort.port: what a VIP listens on
-	NodePort uint16 `json:",omitempty"` // ServicePort.nodePort, or 0
+	Name     string   `json:"name,omitempty"` // ServicePort.name; empty if the only one
+	Protocol Protocol `json:"protocol"`
+	Port     uint16   `json:"port"`               // ServicePort.port: what a VIP listens on
+	NodePort uint16   `json:"nodePort,omitempty"` // ServicePort.nodePort, or 0
 	// Endpoints are all endpoints known, whatever their conditions, ordered by address.
-	Endpoints []Endpoint
+	Endpoints []Endpoint `json:"endpoints"`
 	// Destinations are where this edge sends new connections: the usable Endpoints, seen through the reach, ordered
 	// by address, without repeats. Empty means that a connection is refused.
-	Destinations []Destination
+	Destinations []Destination `json:"destinations"`
 }
 
 // An Endpoint is a pod IP and port behind a service port, with the conditions of its EndpointSlice
 // (discovery/v1 EndpointConditions, absent ones already resolved to their defaults).
 type Endpoint struct {
-	Addr        netip.AddrPort
-	Node        string `json:",omitempty"` // nodeName
-	Pod         string `json:",omitempty"` // targetRef name, when the target is a Pod
-	Zone        string `json:",omitempty"`
-	Ready       bool
-	Serving     bool
-	Terminating bool
+	Addr        netip.AddrPort `json:"addr"`
+	Node        string         `json:"node,omitempty"` // nodeName
+	Pod         string         `json:"pod,omitempty"`  // targetRef name, when the target is a Pod
+	Zone        string         `json:"zone,omitempty"`
+	Ready       bool           `json:"ready"`
+	Serving     bool           `json:"serving"`
+	Terminating bool           `json:"terminating"`
 }
 
 // A Destination is an address that new connections are sent to.
 type Destination struct {
-	Addr  netip.AddrPort
-	Reach Reach  // pods: Addr is an endpoint; nodes: Addr is InternalIP:nodePort of Node
-	Node  string `json:",omitempty"`
+	Addr  netip.AddrPort `json:"addr"`
+	Reach Reach          `json:"reach"` // pods: Addr is an endpoint; nodes: Addr is InternalIP:nodePort of Node
+	Node  string         `json:"node,omitempty"`
 }

@@ -17,24 +17,24 @@ import (
 // not depend on map iteration or on arrival, so that equal inputs give equal snapshots.
 type Snapshot struct {
 	// Generation counts published snapshots, from 1. It is set by the publisher, not by translation.
-	Generation uint64
+	Generation uint64 `json:"generation"`
 	// Services are all Services that may be sent traffic, ordered by Ref. Those without a NodePort or VIP are
 	// here because a Route can name them.
-	Services []Service
+	Services []Service `json:"services"`
 	// Nodes are the Kubernetes nodes, ordered by Ref.
-	Nodes []Node
+	Nodes []Node `json:"nodes"`
 	// Routes are the HTTP routes, free of duplicates, ordered by Host, Path, Match.
-	Routes []Route
+	Routes []Route `json:"routes"`
 	// Certificates are the TLS certificates that hosts present, ordered by Ref.
-	Certificates []Certificate
+	Certificates []Certificate `json:"certificates"`
 	// Statuses are the addresses that the API server shows for Services and Ingresses, ordered by Ref. They say what
 	// there is, not what is wanted: that is in Services and Routes.
-	Statuses []Status
+	Statuses []Status `json:"statuses"`
 	// Stale says that a part of the objects is from a last-good file, because an API server cannot be reached: it is to be
 	// served, and not to be written back.
-	Stale bool
+	Stale bool `json:"stale"`
 	// Problems are the objects and fields that could not be honoured, ordered by Object, Field, Reason.
-	Problems []Problem
+	Problems []Problem `json:"problems"`
 }
 
 // Service returns the service named by ref, or nil.
@@ -63,10 +63,10 @@ func (s *Snapshot) SortProblems() {
 
 // An ObjectRef is the identity of a Kubernetes object, including the cluster that it came from.
 type ObjectRef struct {
-	Cluster   string `json:",omitempty"` // name of the cluster in the configuration's clusters list
-	Kind      string // Kubernetes kind, such as "Service"
-	Namespace string `json:",omitempty"` // empty for cluster-scoped kinds
-	Name      string
+	Cluster   string `json:"cluster,omitempty"`   // name of the cluster in the configuration's clusters list
+	Kind      string `json:"kind"`                // Kubernetes kind, such as "Service"
+	Namespace string `json:"namespace,omitempty"` // empty for cluster-scoped kinds
+	Name      string `json:"name"`
 }
 
 // String gives "Kind namespace/name", preceded by "cluster:" where the cluster is named.
@@ -99,12 +99,12 @@ const (
 
 // A Node is a Kubernetes node, as far as reaching its pods goes.
 type Node struct {
-	Ref         ObjectRef
-	InternalIPs []netip.Addr   // status.addresses of type InternalIP
-	PodCIDRs    []netip.Prefix // spec.podCIDRs
-	Ready       bool           // status.conditions Ready is True
-	Zone        string         `json:",omitempty"` // label topology.kubernetes.io/zone
-	Reach       Reach          // how this edge reaches the node's pods
+	Ref         ObjectRef      `json:"ref"`
+	InternalIPs []netip.Addr   `json:"internalIPs"`    // status.addresses of type InternalIP
+	PodCIDRs    []netip.Prefix `json:"podCIDRs"`       // spec.podCIDRs
+	Ready       bool           `json:"ready"`          // status.conditions Ready is True
+	Zone        string         `json:"zone,omitempty"` // label topology.kubernetes.io/zone
+	Reach       Reach          `json:"reach"`          // how this edge reaches the node's pods
 }
 
 // InternalIP returns the node's first InternalIP of the same family as like, and whether there is one.
