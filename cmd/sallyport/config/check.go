@@ -2,12 +2,15 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"sallyport/lb"
 	"sallyport/watcher/model"
@@ -31,6 +34,8 @@ func (c *Config) check(p *problems) {
 	c.checkClusters(p)
 	c.checkNodePortAddresses(p)
 	c.checkL7(p)
+	c.checkTLS(p)
+	c.checkStatus(p)
 	c.Pools = c.pools(p)
 }
 
@@ -38,7 +43,19 @@ func (c *Config) checkClusters(p *problems) {
 	if len(c.Clusters) > 1 {
 		p.add("clusters[1]", "only one cluster is served by an edge: remove the others, or run an edge for each")
 	}
+	for i, k := range c.Clusters {
+		key := fmt.Sprintf("clusters[%d]", i)
+		if k.Secrets != "" { // named
+			p.oneOf(key+".secrets", k.Secrets, SecretsNone, SecretsNamed, SecretsNamespaces, SecretsCluster)
+		}
+		if k.Name != "" && !isName(k.Name) { // it becomes part of a file's name
+			p.add(key+".name", "%q is not a name: use lower-case letters, digits and hyphens", k.Name)
+		}
+	}
 }
+
+// isName says whether a text is a Kubernetes name, an RFC 1123 label.
+func isName(s string) bool { return len(validation.IsDNS1123Label(s)) == 0 }
 
 func (c *Config) checkNodePortAddresses(p *problems) {
 	p.prefixes("l4.nodePortAddresses", c.L4.NodePortAddresses)
@@ -82,6 +99,30 @@ func (c *Config) checkL7(p *problems) {
 	} {
 		if d.value <= 0 {
 			p.add(d.key, "%v is not a time to wait: give a positive duration such as 10s", d.value)
+		}
+	}
+}
+
+func (c *Config) checkTLS(p *problems) {
+	p.oneOf("l7.tls.minVersion", c.L7.TLS.MinVersion, slices.Sorted(maps.Keys(tlsVersions))...)
+	if c.L7.Enabled && c.L7.HTTPSPort != 0 && c.L7.HTTPSPort == c.L7.HTTPPort {
+		p.add("l7.httpsPort", "%d is also l7.httpPort: give another, or 0 for no TLS", c.L7.HTTPSPort)
+	}
+	if text := c.L7.TLS.DefaultCertificate; text != "" {
+		n := c.L7.DefaultCertificateName()
+		if !isName(n.Namespace) || len(validation.IsDNS1123Subdomain(n.Name)) > 0 {
+			p.add("l7.tls.defaultCertificate", "%q does not name a Secret: write namespace/name", text)
+		}
+	}
+}
+
+func (c *Config) checkStatus(p *problems) {
+	if c.Status.Enabled && !isName(c.Status.LeaseNamespace) {
+		p.add("status.leaseNamespace", "%q is not the name of a namespace: give one in which the edge may keep a Lease", c.Status.LeaseNamespace)
+	}
+	for i, a := range c.Status.IngressAddresses {
+		if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+			p.add(fmt.Sprintf("status.ingressAddresses[%d]", i), "%v is no address that clients can connect to", a)
 		}
 	}
 }

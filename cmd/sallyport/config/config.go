@@ -5,17 +5,24 @@
 package config
 
 import (
+	"cmp"
+	"crypto/tls"
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"sallyport/lb"
 	"sallyport/watcher/model"
+	"sallyport/watcher/objects"
 )
 
 // DefaultFile is read when no --config is given, if it exists.
 const DefaultFile = "/etc/sallyport/sallyport.yaml"
+
+// DefaultSocket is where commands look for a running edge.
+const DefaultSocket = "/run/sallyport/admin.sock"
 
 // A Config is the content of sallyport.yaml with every default filled in.
 type Config struct {
@@ -25,6 +32,7 @@ type Config struct {
 	LoadBalancer LoadBalancer `yaml:"loadBalancer"`
 	L4           L4           `yaml:"l4"`
 	L7           L7           `yaml:"l7"`
+	Status       Status       `yaml:"status"`
 
 	// Manifests is a folder of manifests to read instead of clusters. It is a flag (--manifests) only.
 	Manifests string `yaml:"-"`
@@ -34,14 +42,16 @@ type Config struct {
 
 // Edge is the part of the configuration that describes this machine.
 type Edge struct {
-	Name  string `yaml:"name"`
-	Admin Admin  `yaml:"admin"`
-	Log   Log    `yaml:"log"`
+	Name     string `yaml:"name"`
+	Admin    Admin  `yaml:"admin"`
+	Log      Log    `yaml:"log"`
+	StateDir string `yaml:"stateDir"` // of the last-good files
 }
 
-// Admin is where /healthz, /readyz and /metrics are served.
+// Admin is where the views of a running edge are served.
 type Admin struct {
-	Address netip.AddrPort `yaml:"address"`
+	Address netip.AddrPort `yaml:"address"` // of /healthz, /readyz and /metrics
+	Socket  string         `yaml:"socket"`  // a unix socket, for "sallyport status" and "explain"; empty: none
 }
 
 // Log says how the process logs to standard error.
@@ -55,7 +65,11 @@ type Cluster struct {
 	Name       string `yaml:"name"`
 	Kubeconfig string `yaml:"kubeconfig"`
 	Context    string `yaml:"context"`
+	Secrets    string `yaml:"secrets"` // which Secrets may be read: none, named, namespaces or cluster; empty is named
 }
+
+// Access is Secrets with its default.
+func (c Cluster) Access() string { return cmp.Or(c.Secrets, SecretsNamed) }
 
 // LoadBalancer has MetalLB's key names.
 type LoadBalancer struct {
@@ -82,6 +96,8 @@ type L7 struct {
 	Enabled               bool           `yaml:"enabled"`
 	Addresses             []string       `yaml:"addresses"` // IP addresses, or "edge" for all of this machine
 	HTTPPort              uint16         `yaml:"httpPort"`
+	HTTPSPort             uint16         `yaml:"httpsPort"` // 0: no TLS
+	TLS                   TLS            `yaml:"tls"`
 	TrustedProxies        []netip.Prefix `yaml:"trustedProxies"`
 	MaxRequestHeaderBytes int            `yaml:"maxRequestHeaderBytes"`
 	RequestHeaderTimeout  time.Duration  `yaml:"requestHeaderTimeout"`
@@ -90,6 +106,29 @@ type L7 struct {
 	ResponseHeaderTimeout time.Duration  `yaml:"responseHeaderTimeout"`
 	DrainTime             time.Duration  `yaml:"drainTime"`
 }
+
+// TLS is how HTTPS is served.
+type TLS struct {
+	DefaultCertificate string `yaml:"defaultCertificate"` // namespace/name of a Secret
+	Redirect           bool   `yaml:"redirect"`           // from HTTP, for hosts with TLS
+	MinVersion         string `yaml:"minVersion"`         // 1.2 or 1.3
+}
+
+// Status is what is written back to the cluster.
+type Status struct {
+	Enabled        bool   `yaml:"enabled"`
+	LeaseNamespace string `yaml:"leaseNamespace"` // where the Lease is that says which edge writes
+	// IngressAddresses go into the status of Ingresses. Empty: L7.Addresses, with the machine's primary one for "edge".
+	IngressAddresses []netip.Addr `yaml:"ingressAddresses"`
+}
+
+// The values of Cluster.Secrets.
+const (
+	SecretsNone       = "none"
+	SecretsNamed      = "named"      // each by its name, those that Ingresses name
+	SecretsNamespaces = "namespaces" // all TLS Secrets of the namespaces that those are in
+	SecretsCluster    = "cluster"    // all TLS Secrets
+)
 
 // The values of Config.L4.Dataplane.
 const (
@@ -108,9 +147,10 @@ func Default() Config {
 	}
 	return Config{
 		Edge: Edge{
-			Name:  name,
-			Admin: Admin{Address: netip.MustParseAddrPort("127.0.0.1:9440")},
-			Log:   Log{Format: "text", Level: "info"},
+			Name:     name,
+			Admin:    Admin{Address: netip.MustParseAddrPort("127.0.0.1:9440"), Socket: DefaultSocket},
+			Log:      Log{Format: "text", Level: "info"},
+			StateDir: "/var/lib/sallyport",
 		},
 		Reach: model.ReachAuto,
 		L4:    L4{Dataplane: DataplaneIptables, IptablesBackend: "auto", SNAT: "always"},
@@ -118,6 +158,8 @@ func Default() Config {
 			Enabled:               true,
 			Addresses:             []string{EdgeAddresses},
 			HTTPPort:              80,
+			HTTPSPort:             443,
+			TLS:                   TLS{Redirect: true, MinVersion: "1.2"},
 			MaxRequestHeaderBytes: 16 << 10,
 			RequestHeaderTimeout:  10 * time.Second,
 			IdleTimeout:           60 * time.Second,
@@ -125,6 +167,7 @@ func Default() Config {
 			ResponseHeaderTimeout: 60 * time.Second,
 			DrainTime:             10 * time.Second,
 		},
+		Status: Status{Enabled: true, LeaseNamespace: "sallyport"},
 	}
 }
 
@@ -145,15 +188,36 @@ func Load(file string) (Config, error) {
 	return Parse(file, data)
 }
 
-// ListenAddresses are the host:port pairs that L7 listens on.
-func (c L7) ListenAddresses() []string {
+// HTTPAddresses are the host:port pairs that HTTP is served on.
+func (c L7) HTTPAddresses() []string { return c.listen(c.HTTPPort) }
+
+// HTTPSAddresses are the host:port pairs that HTTPS is served on; none without TLS.
+func (c L7) HTTPSAddresses() []string {
+	if c.HTTPSPort == 0 {
+		return nil
+	}
+	return c.listen(c.HTTPSPort)
+}
+
+func (c L7) listen(port uint16) []string {
 	var out []string
 	for _, a := range c.Addresses {
 		host := a
 		if a == EdgeAddresses {
 			host = ""
 		}
-		out = append(out, hostPort(host, c.HTTPPort))
+		out = append(out, hostPort(host, port))
 	}
 	return out
 }
+
+// DefaultCertificateName is the Secret of TLS.DefaultCertificate; the zero Name if there is none.
+func (c L7) DefaultCertificateName() objects.Name {
+	namespace, name, _ := strings.Cut(c.TLS.DefaultCertificate, "/")
+	return objects.Name{Namespace: namespace, Name: name}
+}
+
+// MinTLSVersion is TLS.MinVersion as crypto/tls has it.
+func (c L7) MinTLSVersion() uint16 { return tlsVersions[c.TLS.MinVersion] }
+
+var tlsVersions = map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}

@@ -33,10 +33,10 @@ func TestParseErrors(t *testing.T) {
 			"f.yaml:3: l4.nodePortAddresses[0]: 192.0.2.0/24 is a network, and userspace listens on addresses: name each of this machine's, as 192.0.2.0/32"},
 		{"L7 address twice", "l7:\n  addresses: [192.0.2.1, 192.0.2.1]\n", "f.yaml:2: l7.addresses[1]: 192.0.2.1 is there already: name each address once, or only \"edge\" for all of them"},
 		{"L7 address and all of them", "l7:\n  addresses: [192.0.2.1, edge]\n", "f.yaml:2: l7.addresses[1]: edge is there already: name each address once, or only \"edge\" for all of them"},
-		{"not a mapping", "- edge\n", "f.yaml:1: the file: expected keys and values: edge, clusters, reach, loadBalancer, l4, l7"},
+		{"not a mapping", "- edge\n", "f.yaml:1: the file: expected keys and values: edge, clusters, reach, loadBalancer, l4, l7, status"},
 		{"unknown key", "l4:\n  dataplan: x\n", "f.yaml:2: l4.dataplan: unknown key; did you mean dataplane?"},
 		{"unknown key in another spelling", "load_balancer:\n", "f.yaml:1: load_balancer: unknown key; did you mean loadBalancer?"},
-		{"unknown key of nothing known", "edge:\n  colour: red\n", "f.yaml:2: edge.colour: unknown key; known here: name, admin, log"},
+		{"unknown key of nothing known", "edge:\n  colour: red\n", "f.yaml:2: edge.colour: unknown key; known here: name, admin, log, stateDir"},
 		{"given twice", "reach: pods\nreach: nodes\n", "f.yaml:2: reach: given twice, first on line 1: remove one"},
 		{"list expected", "l7:\n  addresses: edge\n", "f.yaml:2: l7.addresses: expected a list: write each value on a line of its own behind \"- \""},
 		{"value expected", "reach: [pods]\n", "f.yaml:1: reach: expected one value, a text"},
@@ -55,6 +55,14 @@ func TestParseErrors(t *testing.T) {
 			"f.yaml:6: loadBalancer.ipAddressPools[1].addresses[0]: 192.0.2.15-192.0.2.20 overlaps 192.0.2.0/28 of pool \"a\": an address belongs to one pool"},
 		{"IPv6 pool", "loadBalancer:\n  ipAddressPools:\n  - name: a\n    addresses: ['2001:db8::/120']\n",
 			"f.yaml:4: loadBalancer.ipAddressPools[0].addresses[0]: 2001:db8::/120 is IPv6, which no dataplane serves yet: leave it out"},
+		{"secrets", "clusters:\n- secrets: all\n", "f.yaml:2: clusters[0].secrets: \"all\" is not known: use none or named or namespaces or cluster"},
+		{"cluster name", "clusters:\n- name: a/b\n", "f.yaml:2: clusters[0].name: \"a/b\" is not a name: use lower-case letters, digits and hyphens"},
+		{"TLS version", "l7: {tls: {minVersion: 1.1}}\n", "f.yaml:1: l7.tls.minVersion: \"1.1\" is not known: use 1.2 or 1.3"},
+		{"one port for both", "l7:\n  httpPort: 443\n", "f.yaml:2: l7.httpsPort: 443 is also l7.httpPort: give another, or 0 for no TLS"},
+		{"default certificate", "l7:\n  tls: {defaultCertificate: wildcard}\n", "f.yaml:2: l7.tls.defaultCertificate: \"wildcard\" does not name a Secret: write namespace/name"},
+		{"lease namespace", "status: {leaseNamespace: ''}\n", "f.yaml:1: status.leaseNamespace: \"\" is not the name of a namespace: give one in which the edge may keep a Lease"},
+		{"status address", "status:\n  ingressAddresses: [edge]\n", "f.yaml:2: status.ingressAddresses[0]: \"edge\" is not an IP address"},
+		{"loopback in the status", "status:\n  ingressAddresses: [127.0.0.1]\n", "f.yaml:2: status.ingressAddresses[0]: 127.0.0.1 is no address that clients can connect to"},
 		{"two errors", "reach: x\nl4:\n  snat: never\n", "f.yaml:1: reach: \"x\" is not known: use auto or pods or nodes\nf.yaml:3: l4.snat: \"never\" is not known: use always"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -75,7 +83,7 @@ func TestParseSetsWhatTheFileSays(t *testing.T) {
 	if c.Edge.Name != "a" || c.Edge.Admin.Address.Port() != 1 || c.L7.IdleTimeout != 5*time.Second || c.L7.DrainTime != 10*time.Second {
 		t.Errorf("got %+v", c)
 	}
-	if got := fmt.Sprint(c.L7.ListenAddresses()); got != "[192.0.2.2:8080 192.0.2.1:8080]" {
+	if got := fmt.Sprint(c.L7.HTTPAddresses(), c.L7.HTTPSAddresses()); got != "[192.0.2.2:8080 192.0.2.1:8080] [192.0.2.2:443 192.0.2.1:443]" {
 		t.Errorf("listens on %s", got)
 	}
 	if len(c.Pools) != 1 || len(c.Pools[0].Ranges) != 2 {
@@ -131,7 +139,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 		switch got, ok := table[key]; {
 		case !ok:
 			t.Errorf("%s is not documented", key)
-		case key == "edge.name" || key == "clusters": // depend on the machine: words
+		case key == "edge.name" || key == "clusters" || key == "clusters[].secrets": // words, or given by Access
 		case got != value && (got != "none" && got != "required" || value != "" && value != "[]"):
 			t.Errorf("%s: default %q in the table, %q in the code", key, got, value)
 		}

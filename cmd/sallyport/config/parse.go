@@ -184,6 +184,8 @@ func expected(v reflect.Value) string {
 	switch v.Type().String() {
 	case "netip.Prefix":
 		return "a CIDR such as 192.0.2.0/24"
+	case "netip.Addr":
+		return "an IP address"
 	case "netip.AddrPort":
 		return "an address and port such as 127.0.0.1:9440"
 	case "time.Duration":
