@@ -47,3 +47,17 @@ func defaultEndpointSlice(s *discoveryv1.EndpointSlice) {
 		}
 	}
 }
+
+// defaultSecret follows SetDefaults_Secret and the API server's treatment of stringData (core/v1 Secret).
+func defaultSecret(s *corev1.Secret) {
+	if s.Type == "" {
+		s.Type = corev1.SecretTypeOpaque
+	}
+	for key, value := range s.StringData {
+		if s.Data == nil {
+			s.Data = make(map[string][]byte, len(s.StringData))
+		}
+		s.Data[key] = []byte(value)
+	}
+	SlimSecret(s)
+}

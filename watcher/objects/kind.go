@@ -24,7 +24,8 @@ type kind struct {
 	decode func(data []byte) (o metav1.Object, warnings []error, err error)
 	add    func(c *Cluster, o metav1.Object)
 	list   func(c Cluster) []metav1.Object
-	// document gives the object with its apiVersion and kind set, which objects from an API server lack.
+	// document gives the object as it is written: with apiVersion and kind, which objects from an API server lack, and
+	// without the resourceVersion, with which kubectl apply would refuse it.
 	document func(o metav1.Object) any
 }
 
@@ -45,6 +46,8 @@ var kinds = []kind{
 	newKind("networking.k8s.io/v1", "Ingress", true,
 		func(c *Cluster) *[]*networkingv1.Ingress { return &c.Ingresses }, noDefaults,
 		func(o *networkingv1.Ingress) *metav1.TypeMeta { return &o.TypeMeta }),
+	newKind("v1", secretKind, true, func(c *Cluster) *[]*corev1.Secret { return &c.Secrets }, defaultSecret,
+		func(o *corev1.Secret) *metav1.TypeMeta { return &o.TypeMeta }),
 }
 
 // object is a pointer to a Kubernetes type T.
@@ -83,6 +86,7 @@ func newKind[T any, P object[T]](apiVersion, name string, namespaced bool,
 		document: func(o metav1.Object) any {
 			v := *o.(P)
 			*meta(&v) = metav1.TypeMeta{APIVersion: apiVersion, Kind: name}
+			P(&v).SetResourceVersion("")
 			return &v
 		},
 	}

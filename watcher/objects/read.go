@@ -5,24 +5,21 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	yamlv3 "gopkg.in/yaml.v3"
-	"sigs.k8s.io/yaml"
 )
 
 // A Manifest is what one file, or several together, holds.
 type Manifest struct {
 	// Objects are the good ones, with the defaults that the API server would have set.
 	Objects Cluster
-	// Skipped are the objects of kinds that Sallyport does not use.
+	// Skipped are the objects that Sallyport has no use for.
 	Skipped []Skipped
 	// Warnings are fields that a kind does not have; the object is used without them.
 	Warnings []Error
@@ -33,7 +30,7 @@ type Manifest struct {
 	where map[string]Position
 }
 
-// A Skipped is an object that was read and left out because Sallyport does not use its kind.
+// A Skipped is an object that was read and left out because Sallyport does not use its kind, or the type of a Secret.
 type Skipped struct {
 	Position
 	Object string // "apps/v1 Deployment shop/web"
@@ -152,14 +149,16 @@ func (m *Manifest) fail(at Position, err error) { m.Errors = append(m.Errors, Er
 func Parse(file string, data []byte) Manifest {
 	var m Manifest
 	for _, d := range split(data) {
-		at := Position{file, d.line}
-		text, err := yaml.YAMLToJSONStrict(d.text)
+		text, err := d.toJSON()
 		if err != nil {
 			line, why := YAMLError(err)
+			if d.mayBeSecret() {
+				why = "check quotes and indentation; a Secret is not quoted here"
+			}
 			m.fail(Position{file, d.line + min(max(line, 1), d.lines()) - 1}, fmt.Errorf("not YAML: %s", why))
 			continue
 		}
-		m.document(at, d, text)
+		m.document(Position{file, d.line}, d, text)
 	}
 	return m
 }
@@ -210,15 +209,22 @@ func (m *Manifest) object(at Position, h header, text []byte) {
 		return
 	}
 	if k == nil {
-		m.Skipped = append(m.Skipped, Skipped{at, h.APIVersion + " " + h.Kind + " " + filepath.Join(h.Metadata.Namespace, h.Metadata.Name)})
+		m.skip(at, h)
 		return
 	}
 	o, warnings, err := k.decode(text)
+	if k.name == secretKind {
+		err = withoutData(err)
+	}
 	if err == nil {
 		err = k.checkMeta(o)
 	}
 	if err != nil {
 		m.fail(at, fmt.Errorf("%s: %w", strings.TrimSpace(h.Kind+" "+h.Metadata.Name), err))
+		return
+	}
+	if s, ok := o.(*corev1.Secret); ok && s.Type != corev1.SecretTypeTLS {
+		m.skip(at, h)
 		return
 	}
 	for _, w := range warnings {
@@ -227,87 +233,7 @@ func (m *Manifest) object(at Position, h header, text []byte) {
 	m.add(k, o, at)
 }
 
-// A document is one of a file's YAML documents.
-type document struct {
-	line int // of its first line that is neither blank nor a comment, from 1
-	text []byte
-}
-
-// lines counts the document's lines.
-func (d document) lines() int {
-	return 1 + bytes.Count(bytes.TrimSuffix(d.text, []byte("\n")), []byte("\n"))
-}
-
-// split cuts data at the lines that start with "---" or are "...", and JSON after each value. A document without content is
-// left out.
-func split(data []byte) []document {
-	var docs []document
-	var cur document
-	start := 1
-	flush := func() {
-		if cur.line > 0 {
-			docs = append(docs, cur.values()...)
-		}
-		cur = document{}
-	}
-	for line := range bytes.Lines(data) {
-		text := bytes.TrimSpace(line)
-		switch {
-		case bytes.HasPrefix(line, []byte("...")) && len(text) == 3:
-			flush()
-		case bytes.HasPrefix(line, []byte("---")) && (len(text) == 3 || text[3] == ' ' || text[3] == '\t' || text[3] == '#'):
-			flush()
-			line = bytes.TrimPrefix(line, []byte("---"))
-			fallthrough
-		default:
-			content := bytes.TrimSpace(line)
-			if cur.line == 0 && len(content) > 0 && content[0] != '#' && content[0] != '%' {
-				cur.line = start
-			}
-			if cur.line > 0 {
-				cur.text = append(cur.text, line...)
-			}
-		}
-		start++
-	}
-	flush()
-	return docs
-}
-
-// values are the JSON values that the document is made of, or itself if it is something else.
-func (d document) values() []document {
-	if !bytes.HasPrefix(bytes.TrimSpace(d.text), []byte("{")) {
-		return []document{d}
-	}
-	var all []document
-	decoder := json.NewDecoder(bytes.NewReader(d.text))
-	for line, end := d.line, 0; ; end = int(decoder.InputOffset()) {
-		var value json.RawMessage
-		err := decoder.Decode(&value)
-		if errors.Is(err, io.EOF) {
-			return all
-		}
-		if err != nil {
-			return []document{d} // YAML in braces, or broken: the YAML parser tells
-		}
-		start := int(decoder.InputOffset()) - len(value)
-		line += bytes.Count(d.text[end:start], []byte("\n"))
-		all = append(all, document{line, value})
-		line += bytes.Count(value, []byte("\n"))
-	}
-}
-
-// itemLines returns the line in the file of each item of a List.
-func itemLines(d document) []int {
-	var list struct {
-		Items []yamlv3.Node `yaml:"items"`
-	}
-	if yamlv3.Unmarshal(d.text, &list) != nil {
-		return nil
-	}
-	var lines []int
-	for _, item := range list.Items {
-		lines = append(lines, d.line+item.Line-1)
-	}
-	return lines
+func (m *Manifest) skip(at Position, h header) {
+	object := h.APIVersion + " " + h.Kind + " " + filepath.Join(h.Metadata.Namespace, h.Metadata.Name)
+	m.Skipped = append(m.Skipped, Skipped{at, object})
 }

@@ -161,7 +161,8 @@ func TestWriteReads(t *testing.T) {
 	if second := written(t, out.Objects); second != first {
 		t.Errorf("second\n%s\nfirst\n%s", second, first)
 	}
-	for _, want := range []string{"kind: Ingress\n", "pathType: Prefix", "nodePort: 30080", "creationTimestamp: \"2026-01-01T00:00:00Z\"", "podCIDRs:", "controller: sallyport.io/ingress", "10.244.1.5"} {
+	for _, want := range []string{`"kind":"Ingress"`, `"pathType":"Prefix"`, `"nodePort":30080`, `"creationTimestamp":"2026-01-01T00:00:00Z"`, `"podCIDRs":`,
+		`"controller":"sallyport.io/ingress"`, `"10.244.1.5"`, `"tls.key":"a2V5"`} {
 		if !strings.Contains(first, want) {
 			t.Errorf("%q is not in\n%s", want, first)
 		}
@@ -173,12 +174,15 @@ func TestWriteReads(t *testing.T) {
 
 // TestWriteSetsKind writes objects as they come from an API server, which have neither apiVersion nor kind.
 func TestWriteSetsKind(t *testing.T) {
-	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop"}}
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop", ResourceVersion: "7", UID: "u"}}
 	text := written(t, Cluster{Services: []*corev1.Service{s}})
 	if got := summary(Parse("f.yaml", []byte(text))); got != "Service shop/web\n" {
 		t.Errorf("got %s of\n%s", got, text)
 	}
-	if s.Kind != "" {
+	if strings.Contains(text, "resourceVersion") || !strings.Contains(text, `"uid":"u"`) {
+		t.Errorf("want the uid and no resourceVersion:\n%s", text)
+	}
+	if s.Kind != "" || s.ResourceVersion != "7" {
 		t.Error("the object was modified")
 	}
 }
@@ -226,6 +230,13 @@ metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: we
 addressType: IPv4
 ports: [{name: http, port: 8080}]
 endpoints: [{addresses: [10.244.1.5], conditions: {ready: true}}]
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: tls, namespace: shop}
+type: kubernetes.io/tls
+data: {tls.crt: Y2VydA==}
+stringData: {tls.key: key}
 `
 
 func FuzzParse(f *testing.F) {
