@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,16 +22,6 @@ import (
 
 	"sallyport/watcher/objects"
 )
-
-// Options configure a Source.
-type Options struct {
-	// Cluster is the cluster's name in the configuration, empty if there is only one.
-	Cluster string
-	// Version goes into the User-Agent of requests to the API server: "sallyport/VERSION".
-	Version string
-	Log     *slog.Logger
-	Metrics *Metrics // from NewMetrics
-}
 
 // API is the Source that watches an API server.
 type API struct {
