@@ -7,12 +7,17 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// WriteText writes the snapshot for people: a line for each node, service, service port, endpoint, route and problem.
-// Equal snapshots give equal text. The Generation is left out.
+// WriteText writes the snapshot for people: a line for each node, service, service port, endpoint, route, certificate,
+// status and problem. Equal snapshots give equal text. The Generation, statuses that say nothing and all that is secret
+// are left out.
 func (s *Snapshot) WriteText(w io.Writer) error {
 	b := bufio.NewWriter(w)
+	if s.Stale {
+		fmt.Fprintln(b, "stale")
+	}
 	for i := range s.Nodes {
 		fmt.Fprintln(b, s.Nodes[i].text())
 	}
@@ -21,6 +26,14 @@ func (s *Snapshot) WriteText(w io.Writer) error {
 	}
 	for i := range s.Routes {
 		fmt.Fprintln(b, s.Routes[i].text())
+	}
+	for i := range s.Certificates {
+		fmt.Fprintln(b, s.Certificates[i].text())
+	}
+	for i := range s.Statuses {
+		if st := &s.Statuses[i]; st.Marked || len(st.Addresses) > 0 {
+			fmt.Fprintln(b, st.text())
+		}
 	}
 	for _, p := range s.Problems {
 		fmt.Fprintln(b, "problem", p)
@@ -114,7 +127,46 @@ func (r *Route) text() string {
 	if len(to) == 0 {
 		to = fields{"none"}
 	}
-	return fields{"route", host, string(r.Match), r.Path, "->", strings.Join(to, ", "), "by", r.Ref.String()}.String()
+	f := fields{"route", host, string(r.Match), r.Path, "->", strings.Join(to, ", "), "by", r.Ref.String()}
+	if r.RedirectHTTPS {
+		f = append(f, "redirect https")
+	}
+	return f.String()
+}
+
+func (c *Certificate) text() string {
+	f := fields{"certificate", c.Ref.path()}
+	f.add("hosts", strings.Join(c.Hosts, ","))
+	f.add("expires", c.NotAfter.Format(time.RFC3339))
+	if c.Default {
+		f = append(f, "default")
+	}
+	return f.String()
+}
+
+func (s *Status) text() string {
+	f := fields{"status", s.Ref.String()}
+	if s.Served {
+		f = append(f, "served")
+	}
+	if s.Marked {
+		f = append(f, "marked")
+	}
+	addrs := make([]string, 0, len(s.Addresses))
+	for _, a := range s.Addresses {
+		addrs = append(addrs, a.text())
+	}
+	f.add("addresses", strings.Join(addrs, ","))
+	return f.String()
+}
+
+func (a StatusAddress) text() string {
+	f := fields{a.Hostname}
+	if a.IP.IsValid() {
+		f = fields{a.IP.String(), a.Hostname}
+	}
+	f.add("mode", a.IPMode)
+	return f.String()
 }
 
 // fields are the words of a line; empty ones are left out.

@@ -1,10 +1,12 @@
 package model
 
 import (
+	"crypto/tls"
 	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestWriteText(t *testing.T) {
@@ -30,11 +32,24 @@ func TestWriteText(t *testing.T) {
 		Routes: []Route{
 			{Ref: ObjectRef{Kind: "Ingress", Namespace: "shop", Name: "web"}, Match: MatchDefault},
 			{Ref: ObjectRef{Kind: "Ingress", Namespace: "shop", Name: "web"}, Host: "a.example.com", Path: "/cart", Match: MatchExact,
-				Backends: []Backend{{Service: web, Port: 80, Weight: 9}, {Service: web, Port: 81, Weight: 1}}},
+				Backends: []Backend{{Service: web, Port: 80, Weight: 9}, {Service: web, Port: 81, Weight: 1}}, RedirectHTTPS: true},
+		},
+		Stale: true,
+		Certificates: []Certificate{
+			{Ref: ObjectRef{Kind: "Secret", Namespace: "shop", Name: "tls"}, Hosts: []string{"*.b.example.com", "a.example.com"},
+				NotAfter: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC), Default: true, Pair: &tls.Certificate{PrivateKey: "secret"}},
+			{Ref: ObjectRef{Kind: "Secret", Namespace: "shop", Name: "tls-2"}, NotAfter: time.Date(2028, 1, 1, 0, 0, 0, 0, time.UTC)},
+		},
+		Statuses: []Status{
+			{Ref: ObjectRef{Kind: "Ingress", Namespace: "shop", Name: "web"}, Addresses: []StatusAddress{{Hostname: "lb.example.net"}}},
+			{Ref: web, Served: true, Marked: true, Addresses: []StatusAddress{{IP: netip.MustParseAddr("192.0.2.10"), IPMode: "Proxy"}, {IP: netip.MustParseAddr("192.0.2.11")}}},
+			{Ref: ObjectRef{Kind: "Service", Namespace: "shop", Name: "says-nothing"}, Served: true},
+			{Ref: ObjectRef{Kind: "Service", Namespace: "shop", Name: "was-ours"}, Marked: true},
 		},
 		Problems: []Problem{{Object: web, Field: "spec.x", Reason: ReasonUnsupported, Message: "no"}, {Object: web, Reason: ReasonInvalidField, Message: "bad"}},
 	}
-	want := `node n1 Ready reach pods InternalIP 10.0.0.1,fd00::1 podCIDRs 10.244.1.0/24 zone a
+	want := `stale
+node n1 Ready reach pods InternalIP 10.0.0.1,fd00::1 podCIDRs 10.244.1.0/24 zone a
 node n2 NotReady reach nodes
 service east:shop/web LoadBalancer requests 192.0.2.10 by spec.loadBalancerIP VIPs 192.0.2.10
   port http 80/TCP nodePort 30080 -> 10.0.0.2:30080 of node n2, 10.244.1.5:8080
@@ -42,7 +57,12 @@ service east:shop/web LoadBalancer requests 192.0.2.10 by spec.loadBalancerIP VI
     endpoint 10.244.2.5:8080 serving terminating
   port 53/UDP -> none
 route any-host Default -> none by Ingress shop/web
-route a.example.com Exact /cart -> east:shop/web:80 weight 9, east:shop/web:81 weight 1 by Ingress shop/web
+route a.example.com Exact /cart -> east:shop/web:80 weight 9, east:shop/web:81 weight 1 by Ingress shop/web redirect https
+certificate shop/tls hosts *.b.example.com,a.example.com expires 2027-01-01T00:00:00Z default
+certificate shop/tls-2 expires 2028-01-01T00:00:00Z
+status Ingress shop/web addresses lb.example.net
+status Service east:shop/web served marked addresses 192.0.2.10 mode Proxy,192.0.2.11
+status Service shop/was-ours marked
 problem Service east:shop/web: spec.x: no (Unsupported)
 problem Service east:shop/web: bad (InvalidField)
 `

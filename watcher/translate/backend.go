@@ -7,6 +7,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"sallyport/watcher/model"
+	"sallyport/watcher/objects"
 )
 
 // A backendService is a Service as routes see it.
@@ -25,7 +26,7 @@ type unreached struct {
 
 // backend translates an IngressBackend. It returns none, and says why, if nothing usable is named: the route then
 // answers 503, because another route must not take the requests that were meant for this one.
-func (g ingress) backend(b *networkingv1.IngressBackend, field string) []model.Backend {
+func (g *ingress) backend(b *networkingv1.IngressBackend, field string) []model.Backend {
 	if b.Service == nil {
 		if b.Resource != nil {
 			g.complain(field+".resource", model.ReasonUnsupported, "%s %q is not served: name a service", b.Resource.Kind, b.Resource.Name)
@@ -35,7 +36,7 @@ func (g ingress) backend(b *networkingv1.IngressBackend, field string) []model.B
 		return nil
 	}
 	field += ".service"
-	svc, ok := g.backends[name{g.Namespace, b.Service.Name}]
+	svc, ok := g.backends[objects.Name{Namespace: g.Namespace, Name: b.Service.Name}]
 	if !ok {
 		g.complain(field+".name", model.ReasonServiceNotFound, "Service %q does not exist in namespace %s", b.Service.Name, g.Namespace)
 		return nil
@@ -53,7 +54,7 @@ func (g ingress) backend(b *networkingv1.IngressBackend, field string) []model.B
 }
 
 // backendPort finds the TCP port that is named or numbered.
-func (g ingress) backendPort(svc *backendService, p networkingv1.ServiceBackendPort, field string) (_ uint16, ok bool) {
+func (g *ingress) backendPort(svc *backendService, p networkingv1.ServiceBackendPort, field string) (_ uint16, ok bool) {
 	matches := func(sp model.ServicePort) bool { return int32(sp.Port) == p.Number }
 	shown := strconv.Itoa(int(p.Number))
 	if p.Name != "" {
@@ -101,7 +102,7 @@ func portList(ports []model.ServicePort) string {
 }
 
 // explainUnreachedBackend records why the requests for a backend get nowhere although there are endpoints.
-func (g ingress) explainUnreachedBackend(svc *backendService, port uint16, field string) {
+func (g *ingress) explainUnreachedBackend(svc *backendService, port uint16, field string) {
 	for _, u := range svc.unreached {
 		switch {
 		case u.port != port || u.protocol != model.TCP:

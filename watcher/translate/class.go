@@ -6,6 +6,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"sallyport/watcher/model"
+	"sallyport/watcher/objects"
 )
 
 // Names by which an Ingress becomes ours.
@@ -24,30 +25,41 @@ type ingressClasses struct {
 	isDefault bool            // an Ingress without class is ours
 }
 
-// ingressClasses reads the cluster's IngressClasses.
-func (t *translator) ingressClasses() ingressClasses {
-	cs := ingressClasses{ours: make(map[string]bool, len(t.in.IngressClasses))}
-	var defaults []*networkingv1.IngressClass
-	for _, c := range sorted(t.in.IngressClasses) {
-		ours := c.Spec.Controller == IngressController
-		cs.ours[c.Name] = ours
-		if c.Annotations[networkingv1.AnnotationIsDefaultIngressClass] == "true" {
-			defaults = append(defaults, c)
-			cs.isDefault = cs.isDefault || ours
-		}
-		if ours && c.Spec.Parameters != nil {
-			t.problem(t.ref("IngressClass", c), "spec.parameters", model.ReasonUnsupported, "there are no parameters: they are ignored")
-		}
-	}
-	if cs.isDefault && len(defaults) > 1 {
-		t.explainDefaults(defaults)
+// classesOf reads the cluster's IngressClasses.
+func classesOf(c objects.Cluster) ingressClasses {
+	cs := ingressClasses{ours: make(map[string]bool, len(c.IngressClasses))}
+	for _, class := range c.IngressClasses {
+		cs.ours[class.Name] = isOurClass(class)
+		cs.isDefault = cs.isDefault || isOurClass(class) && isDefaultClass(class)
 	}
 	return cs
 }
 
+func isOurClass(c *networkingv1.IngressClass) bool { return c.Spec.Controller == IngressController }
+
+func isDefaultClass(c *networkingv1.IngressClass) bool {
+	return c.Annotations[networkingv1.AnnotationIsDefaultIngressClass] == "true"
+}
+
+// explainClasses records what is wrong with the cluster's IngressClasses.
+func (t *translator) explainClasses() {
+	var defaults []*networkingv1.IngressClass
+	for _, c := range sorted(t.in.IngressClasses) {
+		if isDefaultClass(c) {
+			defaults = append(defaults, c)
+		}
+		if isOurClass(c) && c.Spec.Parameters != nil {
+			t.problem(t.ref("IngressClass", c), "spec.parameters", model.ReasonUnsupported, "there are no parameters: they are ignored")
+		}
+	}
+	if len(defaults) > 1 && slices.ContainsFunc(defaults, isOurClass) {
+		t.explainDefaults(defaults)
+	}
+}
+
 // explainDefaults records that more than one class is the default, which the API server refuses for new Ingresses.
 func (t *translator) explainDefaults(defaults []*networkingv1.IngressClass) {
-	i := slices.IndexFunc(defaults, func(c *networkingv1.IngressClass) bool { return c.Spec.Controller == IngressController })
+	i := slices.IndexFunc(defaults, isOurClass)
 	other := defaults[0]
 	if i == 0 {
 		other = defaults[1]

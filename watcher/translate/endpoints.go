@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"sallyport/watcher/model"
+	"sallyport/watcher/objects"
 )
 
 // An endpointSlice is an EndpointSlice with its addresses checked, once for all its ports.
@@ -27,7 +28,7 @@ func (t *translator) indexSlices() {
 			continue // of no Service, or names that nothing resolves: kube-proxy ignores them too
 		}
 		_, headless := s.Labels[corev1.IsHeadlessService]
-		key := name{s.Namespace, service}
+		key := objects.Name{Namespace: s.Namespace, Name: service}
 		t.slices[key] = append(t.slices[key], endpointSlice{s.Ports, t.sliceEndpoints(s), headless})
 	}
 }

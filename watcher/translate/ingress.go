@@ -12,22 +12,28 @@ import (
 type ingress struct {
 	*translator
 	*networkingv1.Ingress
-	self model.ObjectRef
+	self     model.ObjectRef
+	redirect []string // the hosts whose requests in clear are redirected to https
 }
 
 // ingresses adds the routes of the cluster's Ingresses that are ours to t.routes.
 func (t *translator) ingresses() {
-	classes := t.ingressClasses()
+	t.explainClasses()
+	classes := classesOf(t.in)
 	for _, ing := range t.in.Ingresses { // in any order: resolveRoutes orders the routes
-		if classes.serve(ing) {
-			ingress{t, ing, t.ref("Ingress", ing)}.translate()
+		g := ingress{translator: t, Ingress: ing, self: t.ref("Ingress", ing)}
+		ours := classes.serve(ing)
+		if ours {
+			g.translate()
 		}
+		g.status(ours)
 	}
 }
 
-func (g ingress) translate() {
-	if len(g.Spec.TLS) > 0 {
-		g.complain("spec.tls", model.ReasonUnsupported, "TLS is not served: the hosts are served by plain HTTP only")
+func (g *ingress) translate() {
+	secure := g.tls()
+	if g.redirects() {
+		g.redirect = secure
 	}
 	hosts := []string{""} // that get the default backend: every other host, and those of the rules
 	for i := range g.Spec.Rules {
@@ -46,7 +52,7 @@ func (g ingress) translate() {
 }
 
 // rule adds the routes of spec.rules[i], and returns its host. ok is false if the host is unusable.
-func (g ingress) rule(i int) (host string, ok bool) {
+func (g *ingress) rule(i int) (host string, ok bool) {
 	r := &g.Spec.Rules[i]
 	field := indexed("spec.rules", i, "")
 	host, why := normalizeHost(r.Host)
@@ -66,7 +72,7 @@ func (g ingress) rule(i int) (host string, ok bool) {
 }
 
 // path adds the route of one path.
-func (g ingress) path(host string, p *networkingv1.HTTPIngressPath, field string) {
+func (g *ingress) path(host string, p *networkingv1.HTTPIngressPath, field string) {
 	match, ok := g.pathType(p, field)
 	if !ok {
 		return
@@ -87,7 +93,7 @@ func (g ingress) path(host string, p *networkingv1.HTTPIngressPath, field string
 }
 
 // pathType reads pathType; ImplementationSpecific is Prefix here.
-func (g ingress) pathType(p *networkingv1.HTTPIngressPath, field string) (_ model.PathMatch, ok bool) {
+func (g *ingress) pathType(p *networkingv1.HTTPIngressPath, field string) (_ model.PathMatch, ok bool) {
 	switch t := value(p.PathType, ""); t {
 	case networkingv1.PathTypeExact:
 		return model.MatchExact, true
@@ -99,11 +105,11 @@ func (g ingress) pathType(p *networkingv1.HTTPIngressPath, field string) (_ mode
 	}
 }
 
-func (g ingress) route(r model.Route, field string) {
-	r.Ref, r.Created = g.self, created(g.Ingress)
+func (g *ingress) route(r model.Route, field string) {
+	r.Ref, r.Created, r.RedirectHTTPS = g.self, created(g.Ingress), isSecure(r.Host, g.redirect)
 	g.routes = append(g.routes, candidate{r, field})
 }
 
-func (g ingress) complain(field string, r model.Reason, format string, args ...any) {
+func (g *ingress) complain(field string, r model.Reason, format string, args ...any) {
 	g.problem(g.self, field, r, format, args...)
 }

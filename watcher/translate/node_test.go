@@ -26,7 +26,7 @@ func entryNodes(numbers []int) map[uint16][]string {
 			},
 		})
 	}
-	t := newTranslator(c, Options{Reach: model.ReachNodes}, &model.Snapshot{})
+	t := newTranslator(c, Options{Reach: model.ReachNodes}, new(CertificateCache).round(), &model.Snapshot{})
 	t.nodes()
 	out := map[uint16][]string{}
 	endpoint := []model.Endpoint{{Addr: netip.MustParseAddrPort("10.1.0.1:80"), Ready: true}}

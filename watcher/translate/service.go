@@ -37,6 +37,7 @@ func (t *translator) services() {
 			t.out.Services = append(t.out.Services, b.Service)
 		}
 		t.backends[key] = b
+		t.serviceStatus(s)
 	}
 }
 
@@ -81,6 +82,10 @@ func (t *translator) explainUnsupported(s *corev1.Service, m *model.Service) {
 	}
 	if hasNodePorts(s) && s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 		t.problem(m.Ref, "spec.sessionAffinity", model.ReasonUnsupported, "ClientIP is not applied: a client's connections go to any endpoint")
+	}
+	for i, ip := range s.Spec.ExternalIPs {
+		t.problem(m.Ref, indexed("spec.externalIPs", i, ""), model.ReasonUnsupported,
+			"%s is not served by this edge: use type LoadBalancer, with the address in annotation %s", ip, LoadBalancerIPs)
 	}
 }
 

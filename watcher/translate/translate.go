@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sallyport/watcher/model"
@@ -32,6 +33,14 @@ type Options struct {
 	OwnAddresses []netip.Addr
 	// ListenPorts are those that the edge itself listens on; a NodePort equal to one is not served.
 	ListenPorts []ListenPort
+	// TLS says that https is served.
+	TLS bool
+	// DefaultCertificate names the Secret whose certificate is presented where no other is; empty means none.
+	DefaultCertificate objects.Name
+	// RedirectHTTPS answers requests in clear for hosts with TLS by a redirect, where an Ingress does not say otherwise.
+	RedirectHTTPS bool
+	// Certificates remembers what Secrets hold from one translation to the next; nil parses all of them each time.
+	Certificates *CertificateCache
 }
 
 // A ListenPort is a port that the edge itself listens on.
@@ -44,19 +53,29 @@ type ListenPort struct {
 // Translate computes the desired state. LoadBalancer Services have no VIPs yet: lb gives them.
 func Translate(in objects.Objects, o Options) *model.Snapshot {
 	out := new(model.Snapshot)
+	pairs := o.Certificates.round()
+	var clusters []*translator
 	var claims []nodePortClaim
 	var routes []candidate
+	var hosts []hostClaim
 	for _, c := range in {
-		t := newTranslator(c, o, out)
+		t := newTranslator(c, o, pairs, out)
+		t.source()
 		t.nodes()
 		t.services()
 		t.ingresses()
+		clusters = append(clusters, t)
 		claims = append(claims, t.claims...)
 		routes = append(routes, t.routes...)
+		hosts = append(hosts, t.hostClaims...)
 	}
 	sortServices(out)
 	resolveNodePorts(out, claims, o.ListenPorts)
 	resolveRoutes(out, routes)
+	resolveHosts(out, hosts)
+	resolveDefault(out, clusters, o)
+	resolveStatuses(out)
+	o.Certificates.keep(pairs)
 	slices.SortStableFunc(out.Nodes, func(a, b model.Node) int { return a.Ref.Compare(b.Ref) })
 	out.SortProblems()
 	return out
@@ -67,22 +86,27 @@ type translator struct {
 	in       objects.Cluster
 	o        Options
 	out      *model.Snapshot
-	slices   map[name][]endpointSlice
-	backends map[name]backendService // the Services that a route can name, and those that it cannot, with the reason
+	slices   map[objects.Name][]endpointSlice
+	backends map[objects.Name]backendService // the Services that a route can name, and those that it cannot, with the reason
 	node     map[string]nodeEntry
-	entries  []nodeEntry // the nodes that take node port traffic, ordered by address, without repeats
-	claims   []nodePortClaim
-	routes   []candidate
+	entries  []nodeEntry                     // the nodes that take node port traffic, ordered by address, without repeats
+	secrets  map[objects.Name]*corev1.Secret // if TLS is served
+	pairs    *keyPairs
+
+	claims     []nodePortClaim
+	routes     []candidate
+	hostClaims []hostClaim
 }
 
-func newTranslator(c objects.Cluster, o Options, out *model.Snapshot) *translator {
+func newTranslator(c objects.Cluster, o Options, pairs *keyPairs, out *model.Snapshot) *translator {
 	if o.Reach == "" {
 		o.Reach = model.ReachAuto
 	}
 	return &translator{
-		in: c, o: o, out: out,
-		slices:   make(map[name][]endpointSlice, len(c.Services)),
-		backends: make(map[name]backendService, len(c.Services)),
+		in: c, o: o, out: out, pairs: pairs,
+		slices:   make(map[objects.Name][]endpointSlice, len(c.Services)),
+		backends: make(map[objects.Name]backendService, len(c.Services)),
+		secrets:  indexSecrets(c, o),
 		claims:   make([]nodePortClaim, 0, len(c.Services)),
 		node:     make(map[string]nodeEntry, len(c.Nodes)),
 	}
@@ -107,6 +131,6 @@ func annotationField(key string) string { return "metadata.annotations[" + key +
 // sorted returns the objects in the order of their names; the input, which a cache owns, stays as it is.
 func sorted[T metav1.Object](in []T) []T {
 	out := slices.Clone(in)
-	slices.SortFunc(out, func(a, b T) int { return nameOf(a).compare(nameOf(b)) })
+	slices.SortFunc(out, func(a, b T) int { return compareNames(nameOf(a), nameOf(b)) })
 	return out
 }

@@ -1,0 +1,202 @@
+package translate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"sallyport/watcher/model"
+	"sallyport/watcher/objects"
+)
+
+// SSLRedirect is the annotation on an Ingress that says whether requests in clear for its hosts with TLS are answered by a
+// redirect to https: "true" or "false", instead of what the configuration says.
+const SSLRedirect = "sallyport.io/ssl-redirect"
+
+// A hostClaim is a host for which an entry of an Ingress' spec.tls has a certificate.
+type hostClaim struct {
+	host    string
+	secret  model.ObjectRef
+	pair    *keyPair
+	ingress model.ObjectRef
+	created time.Time
+	field   string
+}
+
+// tls claims the hosts of spec.tls for their certificates, and returns them: as in Route.Host, those without a
+// certificate of their own included, which get the default one.
+func (g *ingress) tls() (secure []string) {
+	if len(g.Spec.TLS) > 0 && !g.o.TLS {
+		g.complain("spec.tls", model.ReasonUnsupported, "TLS is not served: the hosts are served by plain HTTP only")
+		return nil
+	}
+	for i := range g.Spec.TLS {
+		secure = append(secure, g.tlsEntry(&g.Spec.TLS[i], indexed("spec.tls", i, ""))...)
+	}
+	return secure
+}
+
+// tlsEntry does one entry of spec.tls. One that names no hosts is for those of its certificate.
+func (g *ingress) tlsEntry(e *networkingv1.IngressTLS, field string) (hosts []string) {
+	secret := model.ObjectRef{Cluster: g.in.Name, Kind: "Secret", Namespace: g.Namespace, Name: e.SecretName}
+	pair := g.keyPairOf(secret, field+".secretName")
+	if len(e.Hosts) == 0 && pair != nil {
+		if len(pair.hosts) == 0 {
+			g.complain(field+".secretName", model.ReasonInvalidCertificate,
+				"the certificate of Secret %q is for no DNS name: list the hosts in %s.hosts", e.SecretName, field)
+		}
+		for _, host := range pair.hosts {
+			g.claim(host, secret, pair, field+".secretName")
+		}
+		return pair.hosts
+	}
+	for i := range e.Hosts {
+		at := indexed(field+".hosts", i, "")
+		host, why := normalizeHost(e.Hosts[i])
+		if host == "" {
+			g.complain(at, model.ReasonInvalidField, "%q %s: it gets no certificate", e.Hosts[i], emptyHost(why))
+			continue
+		}
+		if pair != nil {
+			g.claim(host, secret, pair, at)
+		}
+		hosts = append(hosts, host)
+	}
+	return hosts
+}
+
+// emptyHost is what is wrong with a host of spec.tls, where an empty one does not mean all of them.
+func emptyHost(why string) string {
+	if why == "" {
+		return "is not a DNS name"
+	}
+	return why
+}
+
+func (g *ingress) claim(host string, secret model.ObjectRef, pair *keyPair, field string) {
+	g.hostClaims = append(g.hostClaims, hostClaim{host, secret, pair, g.self, created(g.Ingress), field})
+}
+
+// keyPairOf is the certificate of a Secret that a field of the Ingress names. It returns nil, and says why, if there is
+// none to use: the default certificate is presented then. So it is, with nothing to say, where no Secret is named.
+func (g *ingress) keyPairOf(secret model.ObjectRef, field string) *keyPair {
+	if secret.Name == "" {
+		return nil
+	}
+	pair, reason, why := g.keyPair(secret)
+	if why != "" {
+		g.complain(field, reason, "%s: the default certificate is presented", why)
+		return nil
+	}
+	return pair
+}
+
+// redirects says whether requests in clear for the Ingress' hosts with TLS are redirected.
+func (g *ingress) redirects() bool {
+	switch v, given := g.Annotations[SSLRedirect]; {
+	case v == "true":
+		return true
+	case v == "false":
+		return false
+	case given:
+		g.complain(annotationField(SSLRedirect), model.ReasonInvalidField, `%q is neither "true" nor "false": ignored`, v)
+	}
+	return g.o.RedirectHTTPS
+}
+
+// isSecure says whether a route's host is one of the hosts, or covered by a wildcard among them.
+func isSecure(host string, hosts []string) bool {
+	if host == "" || len(hosts) == 0 {
+		return false
+	}
+	if slices.Contains(hosts, host) {
+		return true
+	}
+	_, parent, _ := strings.Cut(host, ".")
+	return slices.Contains(hosts, "*."+parent)
+}
+
+// resolveHosts gives each host its certificate: the one that the oldest of the Ingresses has for it.
+func resolveHosts(s *model.Snapshot, claims []hostClaim) {
+	slices.SortStableFunc(claims, func(a, b hostClaim) int {
+		return cmp.Or(cmp.Compare(a.host, b.host), a.created.Compare(b.created), a.ingress.Compare(b.ingress))
+	})
+	index := make(map[model.ObjectRef]int, len(claims)) // into s.Certificates
+	var winner hostClaim
+	for _, c := range claims {
+		if c.host == winner.host {
+			c.explainLost(s, winner)
+			continue
+		}
+		winner = c
+		n, known := index[c.secret]
+		if !known {
+			n = len(s.Certificates)
+			index[c.secret] = n
+			s.Certificates = append(s.Certificates, c.pair.certificate(c.secret))
+		}
+		s.Certificates[n].Hosts = append(s.Certificates[n].Hosts, c.host)
+		c.explainUncovered(s)
+	}
+	slices.SortFunc(s.Certificates, func(a, b model.Certificate) int { return a.Ref.Compare(b.Ref) })
+}
+
+// explainLost records that the host has another certificate already.
+func (c *hostClaim) explainLost(s *model.Snapshot, winner hostClaim) {
+	if c.secret == winner.secret {
+		return
+	}
+	who := fmt.Sprintf("of %v, which comes first by age and name", winner.ingress)
+	if c.ingress == winner.ingress {
+		who = "which stands first in this Ingress"
+	}
+	s.Problems = append(s.Problems, model.Problem{Object: c.ingress, Field: c.field, Reason: model.ReasonDuplicateHost,
+		Message: fmt.Sprintf("%s presents the certificate of %v %s: name one Secret for it", c.host, winner.secret, who)})
+}
+
+// explainUncovered records that the host presents a certificate that clients will not take for it. It does all the same:
+// there is no better one.
+func (c *hostClaim) explainUncovered(s *model.Snapshot) {
+	if c.pair.covers(c.host) {
+		return
+	}
+	s.Problems = append(s.Problems, model.Problem{Object: c.ingress, Field: c.field, Reason: model.ReasonInvalidCertificate,
+		Message: fmt.Sprintf("the certificate of %v is not for %s but for %s: clients will refuse it", c.secret, c.host, few(c.pair.hosts))})
+}
+
+// resolveDefault marks the certificate that is presented where no other is. Of several clusters the first one that has
+// the Secret counts.
+func resolveDefault(s *model.Snapshot, clusters []*translator, o Options) {
+	if !o.TLS || o.DefaultCertificate == (objects.Name{}) || len(clusters) == 0 {
+		return
+	}
+	i := max(0, slices.IndexFunc(clusters, func(t *translator) bool { return t.secrets[o.DefaultCertificate] != nil }))
+	ref := model.ObjectRef{Cluster: clusters[i].in.Name, Kind: "Secret", Namespace: o.DefaultCertificate.Namespace, Name: o.DefaultCertificate.Name}
+	pair, reason, why := clusters[i].keyPair(ref)
+	if why != "" {
+		clusters[i].problem(ref, "", reason, "%s: l7.tls.defaultCertificate names it, and a self-signed certificate is presented", why)
+		return
+	}
+	at, found := slices.BinarySearchFunc(s.Certificates, ref, func(c model.Certificate, r model.ObjectRef) int { return c.Ref.Compare(r) })
+	if !found {
+		s.Certificates = slices.Insert(s.Certificates, at, pair.certificate(ref))
+	}
+	s.Certificates[at].Default = true
+}
+
+// few shows a few of the names, for messages.
+func few(names []string) string {
+	const most = 4
+	switch n := len(names); {
+	case n == 0:
+		return "no DNS name"
+	case n > most:
+		return strings.Join(names[:most], ", ") + ", ..."
+	default:
+		return strings.Join(names, ", ")
+	}
+}
