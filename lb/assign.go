@@ -12,12 +12,12 @@ import (
 
 // Assign sets the VIPs of the LoadBalancer Services in a snapshot that is not published yet: each gets the addresses that
 // it asks for, if a pool contains them and no older Service has them. What a Service cannot be given is a Problem, and
-// costs it none of its other addresses.
+// costs it none of its other addresses. A Service that another controller serves gets none: it would be in two places.
 func Assign(s *model.Snapshot, pools []Pool) {
 	a := assigner{out: s, pools: pools, holder: map[netip.Addr]model.ObjectRef{}}
 	for _, svc := range byAge(s.Services) {
 		svc.VIPs = nil
-		if svc.LoadBalancer {
+		if svc.LoadBalancer && a.isOurs(svc) {
 			a.assign(svc)
 		}
 	}
@@ -40,6 +40,32 @@ type assigner struct {
 	out    *model.Snapshot
 	pools  []Pool
 	holder map[netip.Addr]model.ObjectRef // of each address given
+}
+
+// isOurs says whether no other controller serves the Service, and settles Status.Served, which translation leaves false
+// where only the pools tell. An address or name in its status that is not of a pool is not from here.
+func (a *assigner) isOurs(s *model.Service) bool {
+	st := a.out.Status(s.Ref)
+	if st == nil || st.Served {
+		return true
+	}
+	foreign := func(x model.StatusAddress) bool { return !a.inPool(x.IP) || x.Hostname != "" }
+	i := slices.IndexFunc(st.Addresses, foreign)
+	st.Served = i < 0
+	if !st.Served {
+		a.problem(s, "status.loadBalancer", model.ReasonServedByOther,
+			"%s is not of a pool here, so another controller serves the Service: to have it served here make it anew with spec.loadBalancerClass: "+
+				"sallyport.io/edge, or, if that controller is gone, clear its status", nameOf(st.Addresses[i]))
+	}
+	return st.Served
+}
+
+// nameOf is what an entry of a status says.
+func nameOf(x model.StatusAddress) string {
+	if x.IP.IsValid() {
+		return x.IP.String()
+	}
+	return x.Hostname
 }
 
 func (a *assigner) assign(s *model.Service) {

@@ -120,6 +120,48 @@ func TestAssignStory(t *testing.T) {
 		"Service shop/web: "+field+": 192.0.2.10 is in no pool: choose an address of a pool, of which none is configured (loadBalancer.ipAddressPools) (AddressNotInPool)")
 }
 
+func TestAssignLeavesOthersAlone(t *testing.T) {
+	const remedy = ": 192.0.2.10 is not of a pool here, so another controller serves the Service: to have it served here make it anew with " +
+		"spec.loadBalancerClass: sallyport.io/edge, or, if that controller is gone, clear its status (ServedByOther)"
+	ip := func(s string) model.StatusAddress { return model.StatusAddress{IP: netip.MustParseAddr(s)} }
+	for _, tt := range []struct {
+		name     string
+		status   model.Status
+		ours     bool
+		mentions string
+	}{
+		{"no status", model.Status{}, true, ""},
+		{"addresses of pools, in both families", model.Status{Addresses: []model.StatusAddress{ip("192.0.2.11"), ip("2001:db8::7")}}, true, ""},
+		{"an address of no pool", model.Status{Addresses: []model.StatusAddress{ip("192.0.2.11"), ip("198.51.100.1")}}, false, "198.51.100.1"},
+		{"a name", model.Status{Addresses: []model.StatusAddress{{Hostname: "lb.example.net"}}}, false, "lb.example.net"},
+		{"a name with an address of a pool", model.Status{Addresses: []model.StatusAddress{{IP: netip.MustParseAddr("192.0.2.11"), Hostname: "lb"}}}, false, "192.0.2.11"},
+		{"ours by mark or class, whatever the address", model.Status{Served: true, Addresses: []model.StatusAddress{ip("198.51.100.1")}}, true, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := model.Snapshot{Services: []model.Service{service("web", 1, "192.0.2.10")}}
+			tt.status.Ref = s.Services[0].Ref
+			s.Statuses = []model.Status{tt.status}
+			for range 2 { // the second time on its own result
+				s.Problems = nil
+				Assign(&s, plan(t))
+			}
+			if s.Statuses[0].Served != tt.ours || (len(s.Services[0].VIPs) > 0) != tt.ours {
+				t.Errorf("served %v with VIPs %v, want ours %v", s.Statuses[0].Served, s.Services[0].VIPs, tt.ours)
+			}
+			var got, want string
+			for _, p := range s.Problems {
+				got += p.String()
+			}
+			if !tt.ours {
+				want = "Service shop/web: status.loadBalancer" + strings.Replace(remedy, "192.0.2.10", tt.mentions, 1)
+			}
+			if got != want {
+				t.Errorf("problems\ngot  %s\nwant %s", got, want)
+			}
+		})
+	}
+}
+
 // TestAssignNeverShares gives random requests: no address is held twice, none is given that was not asked for or that is
 // in no pool, and who is refused is younger than the holder.
 func TestAssignNeverShares(t *testing.T) {
