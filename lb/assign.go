@@ -49,23 +49,15 @@ func (a *assigner) isOurs(s *model.Service) bool {
 	if st == nil || st.Served {
 		return true
 	}
-	foreign := func(x model.StatusAddress) bool { return !a.inPool(x.IP) || x.Hostname != "" }
+	foreign := func(x model.StatusAddress) bool { return x.Hostname != "" || !a.inPool(x.IP) }
 	i := slices.IndexFunc(st.Addresses, foreign)
 	st.Served = i < 0
 	if !st.Served {
 		a.problem(s, "status.loadBalancer", model.ReasonServedByOther,
 			"%s is not of a pool here, so another controller serves the Service: to have it served here make it anew with spec.loadBalancerClass: "+
-				"sallyport.io/edge, or, if that controller is gone, clear its status", nameOf(st.Addresses[i]))
+				"sallyport.io/edge, or, if that controller is gone, clear its status", cmp.Or(st.Addresses[i].Hostname, st.Addresses[i].IP.String()))
 	}
 	return st.Served
-}
-
-// nameOf is what an entry of a status says.
-func nameOf(x model.StatusAddress) string {
-	if x.IP.IsValid() {
-		return x.IP.String()
-	}
-	return x.Hostname
 }
 
 func (a *assigner) assign(s *model.Service) {
