@@ -44,3 +44,21 @@ func ensureHooks(ipt *iptables.IPTables, found map[string]remnant) error {
 	}
 	return nil
 }
+
+// restoreHooks makes the missing jumps of one table, the chains of which are there.
+func restoreHooks(ipt *iptables.IPTables, table string) error {
+	for _, h := range hooks {
+		if h.table != table {
+			continue
+		}
+		if err := ipt.InsertUnique(h.table, h.from, 1, "-j", h.to); err != nil {
+			return fmt.Errorf("jump from %s to %s in table %s: %w", h.from, h.to, h.table, err)
+		}
+	}
+	return nil
+}
+
+// isHooked says whether a built-in chain has one of the hooks.
+func isHooked(table, chain string) bool {
+	return slices.ContainsFunc(hooks[:], func(h hook) bool { return h.table == table && h.from == chain })
+}

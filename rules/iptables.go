@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // prefix begins the names of our chains, those of earlier versions included.
@@ -23,6 +24,8 @@ const lockWait = "5"
 type flavour struct {
 	backend Backend
 	command string // such as iptables-nft: beside it are …-restore and …-save
+	// mute is told the process that is about to change rules, and 0 when it has; nil where no one watches.
+	mute func(pid int) error
 }
 
 // findFlavour looks up the commands of a backend, or for BackendAuto of whichever one the command iptables is.
@@ -38,7 +41,7 @@ func findFlavour(b Backend) (flavour, error) {
 	for _, command := range []string{"iptables-" + string(b), "iptables"} {
 		got, err := backendOf(command + "-restore")
 		if err == nil && got == b {
-			return flavour{b, command}, nil
+			return flavour{backend: b, command: command}, nil
 		}
 	}
 	return flavour{}, fmt.Errorf("find iptables: no iptables-restore of backend %s: %s", b, advice)
@@ -57,15 +60,35 @@ func backendOf(command string) (Backend, error) {
 	}
 }
 
-// restore applies one table's change, whole or not at all.
+// restore applies one table's change, whole or not at all. It dies with us: what a successor writes must stay.
 func (f flavour) restore(ctx context.Context, change []byte) error {
 	cmd := exec.CommandContext(ctx, f.command+"-restore", "--noflush", "-w", lockWait)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var stderr bytes.Buffer
-	cmd.Stdin, cmd.Stderr = bytes.NewReader(change), &stderr
-	if err := cmd.Run(); err != nil {
+	cmd.Stderr = &stderr
+	if err := f.feed(cmd, change); err != nil {
 		return fmt.Errorf("%s-restore: %w: %s", f.command, err, explain(stderr.String(), change))
 	}
 	return nil
+}
+
+// feed runs a command, which gets its input when it is muted: it changes nothing before.
+func (f flavour) feed(cmd *exec.Cmd, input []byte) error {
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if f.mute != nil {
+		err = f.mute(cmd.Process.Pid)
+		defer func() { _ = f.mute(0) }() // at worst the next one's changes are missed until it is muted itself
+	}
+	if err == nil {
+		_, _ = stdin.Write(input) // it fails if the command ends early, and then Wait says why
+	}
+	return errors.Join(err, stdin.Close(), cmd.Wait())
 }
 
 var (
@@ -119,15 +142,23 @@ func (f flavour) find(ctx context.Context) (map[string]remnant, error) {
 	if f.backend == BackendLegacy && !legacyInUse() {
 		return map[string]remnant{}, nil
 	}
-	cmd := exec.CommandContext(ctx, f.command+"-save")
-	out, err := cmd.Output()
+	out, err := f.save(ctx)
 	if err != nil {
-		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-			err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
-		}
-		return nil, fmt.Errorf("%s-save: %w", f.command, err)
+		return nil, err
 	}
 	return parseSave(out), nil
+}
+
+// save prints all tables, or those that args say.
+func (f flavour) save(ctx context.Context, args ...string) ([]byte, error) {
+	out, err := exec.CommandContext(ctx, f.command+"-save", args...).Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s-save: %w", f.command, err)
+	}
+	return out, nil
 }
 
 // legacyInUse says whether ip_tables has a table. Asking iptables-legacy for one would make it.

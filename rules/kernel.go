@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-iptables/iptables"
@@ -15,7 +16,7 @@ import (
 	"sallyport/watcher/model"
 )
 
-// A Kernel makes the kernel's L4 dataplane match snapshots. It is not safe for concurrent use.
+// A Kernel makes the kernel's L4 dataplane match snapshots. Reconcile is not safe for concurrent use; Watch runs beside it.
 //
 // It needs CAP_NET_ADMIN, and CAP_NET_RAW for the sockets of iptables-legacy; iptables-legacy also writes
 // /run/xtables.lock, and asks for user id 0.
@@ -25,16 +26,25 @@ type Kernel struct {
 	metrics metrics
 	flavour flavour
 	ipt     *iptables.IPTables
+	nft     nftSocket
+	drift   drift
+
+	mu sync.Mutex // held while rules are written, and by Watch while it looks at them
 	// applied is what the tables hold; nil when that is not known, and the next apply writes everything.
 	applied map[string]Table
-	learnt  bool              // o.Router is known
-	said    map[string]string // the last complaint about each route and VIP, so that it is not logged again
+	sizes   map[string]tableSize // of iptables-legacy's tables, when they were last known to hold what was applied
+	// legacyInterval is the time between two looks at them.
+	legacyInterval time.Duration
+
+	learnt bool              // o.Router is known
+	said   map[string]string // the last complaint about each route and VIP, so that it is not logged again
 }
 
 // NewKernel finds iptables and says which. It fails without the commands or without the privilege to use them, and
 // then says what to do.
 func NewKernel(o Options) (*Kernel, error) {
-	k := &Kernel{o: o.withDefaults(), metrics: newMetrics(o.Metrics), said: map[string]string{}}
+	k := &Kernel{o: o.withDefaults(), metrics: newMetrics(o.Metrics), said: map[string]string{},
+		sizes: map[string]tableSize{}, legacyInterval: legacyInterval}
 	k.log = k.o.Log.With("part", "rules")
 	if err := checkPrivilege(); err != nil {
 		return nil, err
@@ -42,6 +52,9 @@ func NewKernel(o Options) (*Kernel, error) {
 	var err error
 	if k.flavour, err = findFlavour(k.o.Backend); err != nil {
 		return nil, err
+	}
+	if k.flavour.backend == BackendNFT {
+		k.flavour.mute = k.nft.mute
 	}
 	if k.ipt, err = iptables.New(iptables.Path(k.flavour.command), iptables.Timeout(5)); err != nil {
 		return nil, fmt.Errorf("run %s: %w", k.flavour.command, err)
@@ -113,14 +126,12 @@ func vips(s *model.Snapshot) []netip.Addr {
 	return slices.Compact(list)
 }
 
-// apply writes what differs from the last time, or everything if that is not known.
+// apply writes what differs from the last time, or everything if that is not known or no longer true.
 func (k *Kernel) apply(ctx context.Context, want Ruleset) error {
 	start := time.Now()
-	write := k.applyChanges
-	if k.applied == nil {
-		write = k.applyAll
-	}
-	changed, err := write(ctx, want)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	changed, err := k.write(ctx, want)
 	if err != nil {
 		k.applied = nil
 		k.metrics.applies.WithLabelValues("error").Inc()
@@ -139,10 +150,26 @@ func (k *Kernel) apply(ctx context.Context, want Ruleset) error {
 	return nil
 }
 
+func (k *Kernel) write(ctx context.Context, want Ruleset) (changed bool, err error) {
+	if err := k.checkLegacy(ctx); err != nil {
+		return false, err
+	}
+	drifted := k.noteDrift(ctx)
+	switch {
+	case k.applied == nil:
+		return true, k.applyAll(ctx, want)
+	case drifted:
+		return true, k.rewrite(ctx, want)
+	default:
+		return k.applyChanges(ctx, want)
+	}
+}
+
 // applyChanges writes the chains that differ from those applied last.
 func (k *Kernel) applyChanges(ctx context.Context, want Ruleset) (changed bool, err error) {
 	for _, t := range want.Tables {
-		write, gone := t.since(k.applied[t.Name])
+		old := k.applied[t.Name]
+		write, gone := t.since(old)
 		if len(write)+len(gone) == 0 {
 			continue
 		}
@@ -150,33 +177,35 @@ func (k *Kernel) applyChanges(ctx context.Context, want Ruleset) (changed bool, 
 		if err := k.flavour.restore(ctx, t.change(write, gone, nil)); err != nil {
 			return changed, fmt.Errorf("table %s: %w", t.Name, err)
 		}
+		k.resize(t, t.entries()-old.entries())
 	}
 	return changed, nil
 }
 
 // applyAll writes every chain, whatever is there, and removes what an earlier run left, also in the other backend.
-func (k *Kernel) applyAll(ctx context.Context, want Ruleset) (changed bool, err error) {
+func (k *Kernel) applyAll(ctx context.Context, want Ruleset) error {
+	clear(k.sizes)
 	found, err := k.flavour.find(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if err := ensureHooks(k.ipt, found); err != nil {
-		return true, err
+		return err
 	}
 	for _, t := range want.Tables {
 		old := found[t.Name]
 		delete(found, t.Name)
 		stale := slices.DeleteFunc(old.jumps, isHook)
 		if err := k.flavour.restore(ctx, t.change(t.Chains, t.without(old.chains), deletions(stale))); err != nil {
-			return true, fmt.Errorf("table %s: %w", t.Name, err)
+			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
 	}
 	for table, old := range found {
 		if err := k.flavour.restore(ctx, old.remove(table)); err != nil {
-			return true, fmt.Errorf("remove old rules from table %s: %w", table, err)
+			return fmt.Errorf("remove old rules from table %s: %w", table, err)
 		}
 	}
-	return true, k.leaveOther(ctx)
+	return k.leaveOther(ctx)
 }
 
 // isHook says whether a rule, as iptables-save prints it, is one of the hooks. Those are the same in every table.

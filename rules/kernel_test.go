@@ -24,19 +24,22 @@ var (
 	emptyBuiltIn = regexp.MustCompile(`(?m)^\*\w+\n(:[A-Z]+ ACCEPT ?\n)*COMMIT\n`)
 )
 
-// state prints what the kernel holds in the namespace that the caller is in, without comments, counters, and tables that
-// have nothing but empty built-in chains.
+// state prints what the kernel holds in the namespace that the caller is in.
 func state(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
-	for _, save := range []string{"iptables-nft-save", "iptables-legacy-save"} {
-		out := noise.ReplaceAllString(sh(t, save), "")
-		fmt.Fprintf(&b, "%s\n%s", save, emptyBuiltIn.ReplaceAllString(out, ""))
-	}
+	b.WriteString(rulesOf(t, BackendNFT) + rulesOf(t, BackendLegacy))
 	for _, what := range []string{"route", "link", "addr", "rule"} {
 		fmt.Fprintf(&b, "ip %s\n%s", what, sh(t, "ip", "-d", what, "show"))
 	}
 	return b.String()
+}
+
+// rulesOf prints a backend's rules, without comments, counters, and tables that have nothing but empty built-in chains.
+func rulesOf(t *testing.T, b Backend) string {
+	t.Helper()
+	save := "iptables-" + string(b) + "-save"
+	return save + "\n" + emptyBuiltIn.ReplaceAllString(noise.ReplaceAllString(sh(t, save), ""), "")
 }
 
 // web is reached at a NodePort and at a VIP.

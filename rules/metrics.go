@@ -9,6 +9,7 @@ type metrics struct {
 	applies *prometheus.CounterVec
 	seconds prometheus.Histogram
 	rules   *prometheus.GaugeVec
+	drift   *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -27,5 +28,9 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "sallyport_rules_count",
 			Help: "iptables rules in Sallyport's chains, by table.",
 		}, []string{"table"}),
+		drift: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sallyport_rules_drift_total",
+			Help: "Changes to Sallyport's rules that another program made, by table and kind (table, hook, chain, rules, unknown). All are written anew.",
+		}, []string{"table", "kind"}),
 	}
 }

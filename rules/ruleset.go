@@ -27,10 +27,15 @@ type Chain struct {
 func (t Table) Rules() int {
 	n := 0
 	for _, c := range t.Chains {
-		n += bytes.Count(c.Text, []byte{'\n'})
+		n += c.rules()
 	}
 	return n
 }
+
+func (c Chain) rules() int { return bytes.Count(c.Text, []byte{'\n'}) }
+
+// entries is how many entries of a table of ip_tables the chains are: a chain has a head and an end beside its rules.
+func (t Table) entries() int { return t.Rules() + 2*len(t.Chains) }
 
 // WriteTo prints the rule set as the input of iptables-restore --noflush that makes it from nothing. The jumps from
 // the built-in chains, which are made one by one, are there as comments.

@@ -2,23 +2,49 @@ package rules
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls changed when the machine's networks change under us, until ctx ends: a link that goes down takes the routes
-// to pods along, address configuration removes routes that it did not make, and a node's network may come up after
-// Sallyport. Reconcile then makes good what is lost. Changes of Reconcile's own can be among those reported.
-func Watch(ctx context.Context, changed func()) error {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE)
+// legacyInterval is how often iptables-legacy's tables, which the kernel tells nothing of, are looked at.
+const legacyInterval = 5 * time.Second
+
+// Watch calls changed when something changes the machine's networks or our rules under us, until ctx ends: a link that goes
+// down takes the routes to pods along, address configuration removes routes that it did not make, a node's network may
+// come up after Sallyport, a firewall's reload flushes tables, someone turns forwarding off. Reconcile, which may run meanwhile, then makes
+// good what is lost. Changes of Reconcile's own can be among those reported, except for its rules.
+//
+// Changes of rules are noticed at once with nft, and within 5 seconds with legacy.
+func (k *Kernel) Watch(ctx context.Context, changed func()) error {
+	g, ctx := errgroup.WithContext(ctx)
+	networks, err := nl.Subscribe(unix.NETLINK_ROUTE,
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_NETCONF)
 	if err != nil {
 		return fmt.Errorf("subscribe to changes of links, addresses and routes: %w", err)
 	}
-	defer s.Close()
+	if k.flavour.backend == BackendNFT {
+		rules, err := k.nft.open()
+		if err != nil {
+			networks.Close()
+			return err
+		}
+		g.Go(func() error { return k.followNFT(ctx, rules, changed) })
+	}
+	g.Go(func() error { return followNetworks(ctx, networks, changed) })
+	if k.flavour.backend == BackendLegacy {
+		k.followLegacy(ctx, changed) // here: a goroutine's thread could be in another network namespace
+	}
+	return g.Wait()
+}
+
+func followNetworks(ctx context.Context, s *nl.NetlinkSocket, changed func()) error {
 	defer context.AfterFunc(ctx, s.Close)()
 	for {
 		messages, from, err := s.Receive()
@@ -39,8 +65,8 @@ func Watch(ctx context.Context, changed func()) error {
 	}
 }
 
-// matters says whether a message of rtnetlink(7) tells of a link that went up or down, of an address, or of the loss of
-// one of our routes.
+// matters says whether a message of rtnetlink(7) tells of a link that went up or down, of an address, of the loss of one of
+// our routes, or of forwarding turned off.
 func matters(m syscall.NetlinkMessage) bool {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK:
@@ -49,7 +75,32 @@ func matters(m syscall.NetlinkMessage) bool {
 		return true
 	case unix.RTM_DELROUTE:
 		return len(m.Data) >= unix.SizeofRtMsg && nl.DeserializeRtMsg(m.Data).Protocol == uint8(routeProtocol)
+	case unix.RTM_NEWNETCONF:
+		return forwardingOff(m.Data)
 	default:
 		return false
 	}
+}
+
+// forwardingOff reads struct netconfmsg and what follows it (linux/netconf.h).
+func forwardingOff(data []byte) bool {
+	const (
+		header, attrIndex, attrForwarding = 4, 1, 2 // sizeof(struct netconfmsg) with its padding, NETCONFA_IFINDEX, NETCONFA_FORWARDING
+
+		all = -1 // NETCONFA_IFINDEX_ALL: the sysctl itself
+	)
+	if len(data) < header {
+		return false
+	}
+	attrs, err := nl.ParseRouteAttr(data[header:])
+	if err != nil {
+		return false
+	}
+	values := map[uint16]int32{attrForwarding: 1}
+	for _, a := range attrs {
+		if len(a.Value) == 4 {
+			values[a.Attr.Type] = int32(binary.NativeEndian.Uint32(a.Value))
+		}
+	}
+	return values[attrIndex] == all && values[attrForwarding] == 0
 }

@@ -1,0 +1,195 @@
+package rules
+
+import (
+	"context"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/vishvananda/netns"
+
+	"sallyport/watcher/model"
+)
+
+// A watched is a Kernel whose Watch has it reconciled, as an edge does.
+type watched struct {
+	*Kernel
+	log     lockedBuffer
+	changes chan struct{}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// watch makes a Kernel in the edge's namespace and follows it there until the test ends. Reconciling is up to the caller.
+func watch(t *testing.T, n *network, b Backend) *watched {
+	t.Helper()
+	w := &watched{changes: make(chan struct{}, 1)}
+	var err error
+	in(t, n.edge, func() {
+		w.Kernel, err = NewKernel(Options{Backend: b, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.legacyInterval = 20 * time.Millisecond
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := netns.Set(n.edge); err != nil {
+			ended <- err
+			return
+		}
+		ended <- w.Watch(ctx, func() {
+			select {
+			case w.changes <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	for { // it listens from some moment on
+		in(t, n.edge, func() { sh(t, "ip", "addr", "replace", "10.77.0.1/32", "dev", "lo") })
+		in(t, n.edge, func() { sh(t, "ip", "addr", "del", "10.77.0.1/32", "dev", "lo") })
+		select {
+		case <-w.changes:
+			return w
+		default:
+		}
+	}
+}
+
+// settle reconciles until nothing calls for it any more.
+func (w *watched) settle(t *testing.T, n *network, s *model.Snapshot) {
+	t.Helper()
+	for {
+		in(t, n.edge, func() {
+			if err := w.Reconcile(context.Background(), s); err != nil {
+				t.Fatal(err)
+			}
+		})
+		select {
+		case <-w.changes:
+		case <-time.After(200 * time.Millisecond): // ten looks of legacy
+			return
+		}
+	}
+}
+
+// TestDrift holds that whatever others do to our rules is noticed and made good, and said.
+func TestDrift(t *testing.T) {
+	for _, tt := range []struct {
+		why, command string // IPT stands for the command iptables
+		table        string
+		kind         driftKind
+	}{
+		{"table flushed", "IPT -t nat -F", "nat", driftHook},
+		{"filter table flushed", "IPT -F", "filter", driftHook},
+		{"built-in chain flushed", "IPT -F INPUT", "filter", driftHook},
+		{"hook removed", "IPT -t nat -D PREROUTING -j SALLY-SERVICES", "nat", driftHook},
+		{"chain of ours flushed", "IPT -t nat -F SALLY-POSTROUTING", "nat", driftRules},
+		{"the guard flushed", "IPT -F SALLY-GUARD", "filter", driftRules},
+		{"rule of ours removed", "IPT -D SALLY-GUARD 1", "filter", driftRules},
+		{"rule added to a chain of ours", "IPT -I SALLY-INPUT 1 -j ACCEPT", "filter", driftRules},
+		{"chains removed", "IPT -D INPUT -j SALLY-INPUT; IPT -F SALLY-INPUT; IPT -X SALLY-INPUT", "filter", driftChain},
+		{"everything restored by another program", "printf '*filter\nCOMMIT\n*nat\nCOMMIT\n' | IPT-restore", "nat", driftHook},
+		{"all tables removed", "nft flush ruleset", "filter", driftHook},
+	} {
+		bothBackends(t, func(t *testing.T, b Backend) {
+			if b == BackendLegacy && strings.HasPrefix(tt.command, "nft") {
+				return
+			}
+			n := newNetwork(t)
+			serve(t, n.node, "10.1.0.2:9376", "pod")
+			serve(t, n.edge, "0.0.0.0:22", "sshd")
+			w := watch(t, n, b)
+			s := web(" 10.1.0.2:9376")
+			w.settle(t, n, s)
+			applies := testutil.ToFloat64(w.metrics.applies.WithLabelValues("success"))
+			var before string
+			in(t, n.edge, func() {
+				before = rulesOf(t, b)
+				sh(t, "sh", "-c", strings.ReplaceAll(tt.command, "IPT", "iptables-"+string(b)))
+			})
+			select {
+			case <-w.changes:
+			case <-time.After(5 * time.Second):
+				t.Fatalf("%s: not noticed", tt.why)
+			}
+			w.settle(t, n, s)
+			in(t, n.edge, func() {
+				if got := rulesOf(t, b); got != before {
+					t.Errorf("%s: not made good:\n%s\nbefore:\n%s", tt.why, got, before)
+				}
+			})
+			if got := ask(t, n.client, "tcp", "198.51.100.10:22"); got != "refused" {
+				t.Errorf("%s: VIP's port 22: %s", tt.why, got)
+			}
+			if got := ask(t, n.client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
+				t.Errorf("%s: VIP's port 80: %s", tt.why, got)
+			}
+			if got := testutil.ToFloat64(w.metrics.drift.WithLabelValues(tt.table, tt.kind.String())); got == 0 {
+				t.Errorf("%s: sallyport_rules_drift_total{table=%q,kind=\"%v\"} is 0", tt.why, tt.table, tt.kind)
+			}
+			if got := testutil.ToFloat64(w.metrics.applies.WithLabelValues("success")) - applies; got > 3 {
+				t.Errorf("%s: %v applies to make it good", tt.why, got)
+			}
+			if !strings.Contains(w.log.String(), "another program changed Sallyport's rules") {
+				t.Errorf("%s: nothing in the log: %s", tt.why, &w.log)
+			}
+		})
+	}
+}
+
+// TestNoDrift holds that neither our own changes, whatever their size, nor those of others to rules of their own count as drift.
+func TestNoDrift(t *testing.T) {
+	bothBackends(t, func(t *testing.T, b Backend) {
+		n := newNetwork(t)
+		w := watch(t, n, b)
+		for _, to := range []string{"", " 10.1.0.2:9376", destinations(2000), destinations(3), " 10.1.0.2:9376"} {
+			w.settle(t, n, web(to))
+		}
+		in(t, n.edge, func() {
+			ipt := "iptables-" + string(b)
+			sh(t, ipt, "-N", "OTHER")
+			for range 5 {
+				sh(t, ipt, "-I", "INPUT", "-p", "tcp", "--dport", "7", "-j", "OTHER")
+				sh(t, ipt, "-A", "OTHER", "-j", "DROP")
+				sh(t, ipt, "-F", "OTHER")
+				sh(t, ipt, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "RETURN")
+				sh(t, "nft", "add table ip other; add chain ip other SALLY-X; add rule ip other SALLY-X counter; delete table ip other")
+			}
+		})
+		w.settle(t, n, web(" 10.1.0.2:9376"))
+		if strings.Contains(w.log.String(), "another program") {
+			t.Errorf("taken for drift: %s", &w.log)
+		}
+		if got := testutil.ToFloat64(w.metrics.applies.WithLabelValues("success")); got != 5 {
+			t.Errorf("%v applies, want one for each of 5 snapshots", got)
+		}
+	})
+}
