@@ -137,8 +137,6 @@ func (t *translator) keyPair(ref model.ObjectRef) (_ *keyPair, r model.Reason, w
 	case s == nil:
 		return nil, model.ReasonSecretNotFound,
 			fmt.Sprintf("no Secret %q of type %s is in namespace %s", ref.Name, corev1.SecretTypeTLS, ref.Namespace)
-	case s.Type != corev1.SecretTypeTLS && s.Type != "":
-		return nil, model.ReasonInvalidCertificate, fmt.Sprintf("Secret %q is of type %s instead of %s", ref.Name, s.Type, corev1.SecretTypeTLS)
 	}
 	k := t.pairs.of(ref, s)
 	if k.why != "" {

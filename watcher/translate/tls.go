@@ -89,7 +89,7 @@ func (g *ingress) keyPairOf(secret model.ObjectRef, field string) *keyPair {
 	}
 	pair, reason, why := g.keyPair(secret)
 	if why != "" {
-		g.complain(field, reason, "%s: the default certificate is presented", why)
+		g.complain(field, reason, "%s; the default certificate is presented", why)
 		return nil
 	}
 	return pair
@@ -150,12 +150,12 @@ func (c *hostClaim) explainLost(s *model.Snapshot, winner hostClaim) {
 	if c.secret == winner.secret {
 		return
 	}
-	who := fmt.Sprintf("of %v, which comes first by age and name", winner.ingress)
+	why := fmt.Sprintf("named by %v, which comes first by age and name", winner.ingress)
 	if c.ingress == winner.ingress {
-		who = "which stands first in this Ingress"
+		why = "which stands first in this Ingress"
 	}
 	s.Problems = append(s.Problems, model.Problem{Object: c.ingress, Field: c.field, Reason: model.ReasonDuplicateHost,
-		Message: fmt.Sprintf("%s presents the certificate of %v %s: name one Secret for it", c.host, winner.secret, who)})
+		Message: fmt.Sprintf("%s presents the certificate of %v, %s: name one Secret for it", c.host, winner.secret, why)})
 }
 
 // explainUncovered records that the host presents a certificate that clients will not take for it. It does all the same:
@@ -178,7 +178,7 @@ func resolveDefault(s *model.Snapshot, clusters []*translator, o Options) {
 	ref := model.ObjectRef{Cluster: clusters[i].in.Name, Kind: "Secret", Namespace: o.DefaultCertificate.Namespace, Name: o.DefaultCertificate.Name}
 	pair, reason, why := clusters[i].keyPair(ref)
 	if why != "" {
-		clusters[i].problem(ref, "", reason, "%s: l7.tls.defaultCertificate names it, and a self-signed certificate is presented", why)
+		clusters[i].problem(ref, "", reason, "%s; l7.tls.defaultCertificate names it, and a self-signed certificate is presented instead", why)
 		return
 	}
 	at, found := slices.BinarySearchFunc(s.Certificates, ref, func(c model.Certificate, r model.ObjectRef) int { return c.Ref.Compare(r) })

@@ -27,10 +27,26 @@ type scenarioOptions struct {
 	AllowLoopbackEndpoints bool
 	OwnAddresses           []netip.Addr
 	ListenPorts            []ListenPort
+	TLS                    bool
+	DefaultCertificate     objects.Name
+	RedirectHTTPS          bool
+	Sources                map[string]scenarioSource // by name of the cluster
+}
+
+// A scenarioSource is what a source tells beside its objects.
+type scenarioSource struct {
+	Denied   []objects.Denial
+	Conflict string
+	Stale    bool
+}
+
+func (s scenarioSource) tell(c *objects.Cluster) {
+	c.Denied, c.Conflict, c.Stale = s.Denied, s.Conflict, s.Stale
 }
 
 func (s scenarioOptions) options() Options {
-	o := Options{Reach: s.Reach, AllowLoopbackEndpoints: s.AllowLoopbackEndpoints, OwnAddresses: s.OwnAddresses, ListenPorts: s.ListenPorts}
+	o := Options{Reach: s.Reach, AllowLoopbackEndpoints: s.AllowLoopbackEndpoints, OwnAddresses: s.OwnAddresses, ListenPorts: s.ListenPorts,
+		TLS: s.TLS, DefaultCertificate: s.DefaultCertificate, RedirectHTTPS: s.RedirectHTTPS}
 	if s.PodsReachable != nil {
 		o.PodsReachable = func(n model.ObjectRef) bool { return slices.Contains(s.PodsReachable, n.Name) }
 	}
@@ -70,6 +86,9 @@ func readScenario(t testing.TB, file string) scenario {
 				t.Fatalf("%s: options: %v", file, err)
 			}
 			s.o = o.options()
+			for i := range s.in {
+				o.Sources[s.in[i].Name].tell(&s.in[i])
+			}
 		case "want":
 			s.want = string(f.Data)
 		default:
@@ -154,6 +173,8 @@ func shuffle(r *rand.Rand, c *objects.Cluster) {
 	shuffleSlice(r, c.Nodes)
 	shuffleSlice(r, c.Ingresses)
 	shuffleSlice(r, c.IngressClasses)
+	shuffleSlice(r, c.Secrets)
+	shuffleSlice(r, c.Denied)
 }
 
 func shuffleSlice[T any](r *rand.Rand, s []T) {
@@ -186,17 +207,18 @@ func manifests(t testing.TB, in objects.Objects) string {
 var reaches = []model.Reach{model.ReachPods, model.ReachNodes, model.ReachAuto}
 
 // FuzzTranslate mutates manifests: whatever they say, translation does not panic, is repeatable and gives a snapshot
-// whose services can be found and whose routes are free of duplicates.
+// whose services and statuses can be found, whose routes are free of duplicates and whose hosts have one certificate.
 func FuzzTranslate(f *testing.F) {
 	for _, file := range scenarioFiles(f) {
 		s := readScenario(f, file)
 		for reach := range reaches {
-			f.Add([]byte(manifests(f, s.in)), reach)
+			f.Add([]byte(manifests(f, s.in)), reach, s.o.TLS)
 		}
 	}
-	f.Fuzz(func(t *testing.T, data []byte, reach int) {
+	f.Fuzz(func(t *testing.T, data []byte, reach int, tls bool) {
 		in := objects.Objects{objects.Parse("fuzz.yaml", data).Objects}
-		o := Options{Reach: reaches[uint(reach)%uint(len(reaches))]}
+		o := Options{Reach: reaches[uint(reach)%uint(len(reaches))], TLS: tls, RedirectHTTPS: tls,
+			DefaultCertificate: objects.Name{Namespace: "shop", Name: "shop-tls"}, Certificates: new(CertificateCache)}
 		s := Translate(in, o)
 		if again := Translate(in, o); text(t, again) != text(t, s) {
 			t.Error("two translations of the same objects differ")
@@ -206,6 +228,12 @@ func FuzzTranslate(f *testing.F) {
 				t.Errorf("%v is not found", s.Services[i].Ref)
 			}
 		}
+		for i := range s.Statuses {
+			if s.Status(s.Statuses[i].Ref) != &s.Statuses[i] {
+				t.Errorf("the status of %v is not found", s.Statuses[i].Ref)
+			}
+		}
+		checkCertificates(t, s)
 		for i := 1; i < len(s.Routes); i++ {
 			if sameRequests(&s.Routes[i-1], &s.Routes[i]) {
 				t.Errorf("duplicate route %+v", s.Routes[i])
