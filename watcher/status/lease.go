@@ -1,0 +1,196 @@
+package status
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/klog/v2"
+
+	"sallyport/watcher/model"
+)
+
+// LeaseName is the name of the Lease, in Options.LeaseNamespace.
+const LeaseName = "sallyport"
+
+// The times of the election are those of Kubernetes' own controllers: a leader that cannot renew stops writing after
+// renewDeadline, before others take the Lease after leaseDuration.
+const (
+	leaseDuration = 15 * time.Second
+	renewDeadline = 10 * time.Second
+	retryPeriod   = 2 * time.Second
+)
+
+// releaseTimeout bounds each of the two requests of a release: a stop must not wait for an API server that is away.
+const releaseTimeout = time.Second
+
+// elect leads whenever nobody else does, until ctx ends; then it releases the Lease.
+func (w *Writer) elect(ctx context.Context) error {
+	lock := &lease{w: w, Interface: &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Namespace: w.o.LeaseNamespace, Name: LeaseName},
+		Client:     w.client.CoordinationV1(),
+		LockConfig: resourcelock.ResourceLockConfig{Identity: w.identity},
+	}}
+	defer context.AfterFunc(ctx, func() { lock.releasing.Store(true) })()
+	for ctx.Err() == nil {
+		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+			Lock: lock, LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
+			ReleaseOnCancel: true, Name: LeaseName,
+			Callbacks: leaderelection.LeaderCallbacks{OnStartedLeading: w.won, OnStoppedLeading: w.lost},
+		})
+		if err != nil {
+			return fmt.Errorf("set up the election of the writer of status: %w", err)
+		}
+		elector.Run(klog.NewContext(ctx, klog.Logger{})) // silent: lease reports what matters
+	}
+	return nil
+}
+
+// A term is the time from winning the Lease to losing it.
+type term struct {
+	ctx      context.Context // ends with it
+	end      context.CancelFunc
+	attempts map[model.ObjectRef]attempt // guarded by Writer.writing
+}
+
+// won begins a term, unless it is over already: client-go calls won from a goroutine of its own.
+func (w *Writer) won(ctx context.Context) {
+	if w.begin(ctx) {
+		w.problems.renewAll()
+		w.o.Changed()
+	}
+}
+
+func (w *Writer) begin(ctx context.Context) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ctx.Err() != nil || w.resigned {
+		return false
+	}
+	w.term = &term{attempts: map[model.ObjectRef]attempt{}}
+	w.term.ctx, w.term.end = context.WithCancel(ctx)
+	w.metrics.leader.Set(1)
+	w.log.Info("this edge writes status and events now", "identity", w.identity)
+	return true
+}
+
+// lost ends a term, if there is one.
+func (w *Writer) lost() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.term == nil {
+		return
+	}
+	w.term.end()
+	w.term = nil
+	w.metrics.leader.Set(0)
+	w.log.Info("this edge writes status and events no more", "identity", w.identity)
+}
+
+// resign ends the term for good and returns when nothing is being written any more.
+func (w *Writer) resign() {
+	w.mu.Lock()
+	w.resigned = true
+	w.mu.Unlock()
+	w.lost()
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	w.again.Stop()
+}
+
+// leading returns the present term, or nil.
+func (w *Writer) leading() *term {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.term
+}
+
+// within returns a context that ends with ctx or with the term.
+func (t *term) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(t.ctx, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+func (w *Writer) saw(holder string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.holder = holder
+}
+
+// lease is the lock, watched: it learns who holds the Lease and reports why it cannot be had, which the elector says to
+// its log only, every 2 s.
+type lease struct {
+	resourcelock.Interface
+	w         *Writer
+	releasing atomic.Bool
+	failing   bool // the last request failed; used by the elector's goroutine alone
+}
+
+// Get implements resourcelock.Interface.
+func (l *lease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	ctx, cancel := l.bound(ctx)
+	defer cancel()
+	record, raw, err := l.Interface.Get(ctx)
+	switch {
+	case err == nil:
+		l.w.saw(record.HolderIdentity)
+		l.report(nil)
+	case !apierrors.IsNotFound(err): // then it is made
+		l.report(err)
+	}
+	return record, raw, err
+}
+
+// Create implements resourcelock.Interface.
+func (l *lease) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	err := l.Interface.Create(ctx, record)
+	l.written(record, err)
+	return err
+}
+
+// Update implements resourcelock.Interface.
+func (l *lease) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	ctx, cancel := l.bound(ctx)
+	defer cancel()
+	err := l.Interface.Update(ctx, record)
+	l.written(record, err)
+	return err
+}
+
+// bound shortens what a release may take.
+func (l *lease) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if l.releasing.Load() {
+		return context.WithTimeout(ctx, releaseTimeout)
+	}
+	return ctx, func() {}
+}
+
+func (l *lease) written(record resourcelock.LeaderElectionRecord, err error) {
+	switch {
+	case err == nil:
+		l.w.saw(record.HolderIdentity)
+		l.report(nil)
+	case !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err): // else another edge was quicker
+		l.report(err)
+	}
+}
+
+// report tells of failures once, and of their end. A namespace that does not exist is as good as a refusal.
+func (l *lease) report(err error) {
+	switch {
+	case err == nil:
+		l.w.refused.permit(resourceLease)
+	case apierrors.IsForbidden(err) || apierrors.IsNotFound(err):
+		l.w.refused.refuse(resourceLease, err)
+	}
+	if err != nil && !l.failing && !l.releasing.Load() {
+		l.w.log.Warn("lease of the writer of status cannot be had, trying again", "lease", l.Describe(), "err", err)
+	}
+	l.failing = err != nil
+}
