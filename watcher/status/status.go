@@ -138,5 +138,8 @@ func (w *Writer) Leader() string {
 	return w.holder
 }
 
+// Leads says whether this edge is the writer.
+func (w *Writer) Leads() bool { return w.leading() != nil }
+
 // Problems returns what the API server does not let this edge write, in order.
 func (w *Writer) Problems() []model.Problem { return w.refused.problems(w.o.Cluster) }
