@@ -35,14 +35,14 @@ type keyPair struct {
 
 // round begins a translation.
 func (c *CertificateCache) round() *keyPairs {
-	p := &keyPairs{now: make(map[model.ObjectRef]*keyPair)}
-	if c == nil {
-		return p
+	var p keyPairs
+	if c != nil {
+		if last := c.last.Load(); last != nil {
+			p.before = last.now
+		}
 	}
-	if last := c.last.Load(); last != nil {
-		p.before = last.now
-	}
-	return p
+	p.now = make(map[model.ObjectRef]*keyPair, len(p.before))
+	return &p
 }
 
 // keep ends a translation.

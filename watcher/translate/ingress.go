@@ -13,7 +13,8 @@ type ingress struct {
 	*translator
 	*networkingv1.Ingress
 	self     model.ObjectRef
-	redirect []string // the hosts whose requests in clear are redirected to https
+	secure   []string // the hosts of spec.tls, as in Route.Host, those with the default certificate included
+	redirect bool     // requests in clear for those are redirected to https
 }
 
 // ingresses adds the routes of the cluster's Ingresses that are ours to t.routes.
@@ -31,10 +32,8 @@ func (t *translator) ingresses() {
 }
 
 func (g *ingress) translate() {
-	secure := g.tls()
-	if g.redirects() {
-		g.redirect = secure
-	}
+	g.tls()
+	g.redirect = g.redirects()
 	hosts := []string{""} // that get the default backend: every other host, and those of the rules
 	for i := range g.Spec.Rules {
 		host, ok := g.rule(i)
@@ -106,7 +105,7 @@ func (g *ingress) pathType(p *networkingv1.HTTPIngressPath, field string) (_ mod
 }
 
 func (g *ingress) route(r model.Route, field string) {
-	r.Ref, r.Created, r.RedirectHTTPS = g.self, created(g.Ingress), isSecure(r.Host, g.redirect)
+	r.Ref, r.Created, r.RedirectHTTPS = g.self, created(g.Ingress), g.redirect && g.isSecure(r.Host)
 	g.routes = append(g.routes, candidate{r, field})
 }
 

@@ -12,8 +12,8 @@ import (
 // case. why says what is wrong with it, or is empty.
 func normalizeHost(host string) (_, why string) {
 	host = strings.ToLower(host)
-	if host == "" {
-		return "", ""
+	if host == "" || isPlainName(host) {
+		return host, ""
 	}
 	if _, err := netip.ParseAddr(host); err == nil {
 		return "", "is an IP address, where a DNS name is expected"
@@ -26,6 +26,27 @@ func normalizeHost(host string) (_, why string) {
 		return "", `is not a DNS name, or "*." and a DNS name (without port or dot at the end)`
 	}
 	return host, ""
+}
+
+// isPlainName says quickly that a host is a DNS name for certain, as nearly all are: labels of lower-case letters, digits
+// and hyphens, the last of which begins with a letter, so that it is no IP address.
+func isPlainName(host string) bool {
+	const maxName = 253 // RFC 1035 section 2.3.4
+	previous, last := byte('.'), 0
+	for i := range len(host) {
+		c := host[i]
+		switch {
+		case c >= 'a' && c <= 'z' || c >= '0' && c <= '9':
+		case (c == '.' || c == '-') && previous != '.' && (previous != '-' || c == '-'):
+		default:
+			return false
+		}
+		if previous == '.' {
+			last = i
+		}
+		previous = c
+	}
+	return len(host) <= maxName && previous != '.' && previous != '-' && host[last] >= 'a'
 }
 
 // normalizePath gives the path the form in which the gateway compares it with a request's: percent-encoded, except for

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	networkingv1 "k8s.io/api/networking/v1"
-
 	"sallyport/watcher/model"
 	"sallyport/watcher/objects"
 )
@@ -24,49 +22,56 @@ type hostClaim struct {
 	pair    *keyPair
 	ingress model.ObjectRef
 	created time.Time
-	field   string
+	field   tlsField
 }
 
-// tls claims the hosts of spec.tls for their certificates, and returns them: as in Route.Host, those without a
-// certificate of their own included, which get the default one.
-func (g *ingress) tls() (secure []string) {
+// A tlsField is spec.tls[entry].hosts[host], or spec.tls[entry].secretName if host is noHost. Its text is only made where it is
+// told.
+type tlsField struct{ entry, host int }
+
+const noHost = -1
+
+func (f tlsField) String() string {
+	if f.host == noHost {
+		return indexed("spec.tls", f.entry, ".secretName")
+	}
+	return indexed(indexed("spec.tls", f.entry, ".hosts"), f.host, "")
+}
+
+// tls claims the hosts of spec.tls for their certificates, and sets g.secure.
+func (g *ingress) tls() {
 	if len(g.Spec.TLS) > 0 && !g.o.TLS {
 		g.complain("spec.tls", model.ReasonUnsupported, "TLS is not served: the hosts are served by plain HTTP only")
-		return nil
+		return
 	}
 	for i := range g.Spec.TLS {
-		secure = append(secure, g.tlsEntry(&g.Spec.TLS[i], indexed("spec.tls", i, ""))...)
+		g.tlsEntry(i)
 	}
-	return secure
 }
 
-// tlsEntry does one entry of spec.tls. One that names no hosts is for those of its certificate.
-func (g *ingress) tlsEntry(e *networkingv1.IngressTLS, field string) (hosts []string) {
+// tlsEntry does spec.tls[i]. One that names no hosts is for those of its certificate.
+func (g *ingress) tlsEntry(i int) {
+	e, field := &g.Spec.TLS[i], tlsField{i, noHost}
 	secret := model.ObjectRef{Cluster: g.in.Name, Kind: "Secret", Namespace: g.Namespace, Name: e.SecretName}
-	pair := g.keyPairOf(secret, field+".secretName")
+	pair := g.keyPairOf(secret, field)
 	if len(e.Hosts) == 0 && pair != nil {
 		if len(pair.hosts) == 0 {
-			g.complain(field+".secretName", model.ReasonInvalidCertificate,
-				"the certificate of Secret %q is for no DNS name: list the hosts in %s.hosts", e.SecretName, field)
+			g.complain(field.String(), model.ReasonInvalidCertificate,
+				"the certificate of Secret %q is for no DNS name: list the hosts in spec.tls[%d].hosts", e.SecretName, i)
 		}
 		for _, host := range pair.hosts {
-			g.claim(host, secret, pair, field+".secretName")
+			g.claim(host, secret, pair, field)
 		}
-		return pair.hosts
 	}
-	for i := range e.Hosts {
-		at := indexed(field+".hosts", i, "")
-		host, why := normalizeHost(e.Hosts[i])
+	for j := range e.Hosts {
+		field.host = j
+		host, why := normalizeHost(e.Hosts[j])
 		if host == "" {
-			g.complain(at, model.ReasonInvalidField, "%q %s: it gets no certificate", e.Hosts[i], emptyHost(why))
+			g.complain(field.String(), model.ReasonInvalidField, "%q %s: it gets no certificate", e.Hosts[j], emptyHost(why))
 			continue
 		}
-		if pair != nil {
-			g.claim(host, secret, pair, at)
-		}
-		hosts = append(hosts, host)
+		g.claim(host, secret, pair, field)
 	}
-	return hosts
 }
 
 // emptyHost is what is wrong with a host of spec.tls, where an empty one does not mean all of them.
@@ -77,19 +82,23 @@ func emptyHost(why string) string {
 	return why
 }
 
-func (g *ingress) claim(host string, secret model.ObjectRef, pair *keyPair, field string) {
-	g.hostClaims = append(g.hostClaims, hostClaim{host, secret, pair, g.self, created(g.Ingress), field})
+// claim takes down that the host has TLS, and the certificate that it wants, if there is one.
+func (g *ingress) claim(host string, secret model.ObjectRef, pair *keyPair, field tlsField) {
+	g.secure = append(g.secure, host)
+	if pair != nil {
+		g.hostClaims = append(g.hostClaims, hostClaim{host, secret, pair, g.self, created(g.Ingress), field})
+	}
 }
 
 // keyPairOf is the certificate of a Secret that a field of the Ingress names. It returns nil, and says why, if there is
 // none to use: the default certificate is presented then. So it is, with nothing to say, where no Secret is named.
-func (g *ingress) keyPairOf(secret model.ObjectRef, field string) *keyPair {
+func (g *ingress) keyPairOf(secret model.ObjectRef, field tlsField) *keyPair {
 	if secret.Name == "" {
 		return nil
 	}
 	pair, reason, why := g.keyPair(secret)
 	if why != "" {
-		g.complain(field, reason, "%s; the default certificate is presented", why)
+		g.complain(field.String(), reason, "%s; the default certificate is presented", why)
 		return nil
 	}
 	return pair
@@ -108,16 +117,13 @@ func (g *ingress) redirects() bool {
 	return g.o.RedirectHTTPS
 }
 
-// isSecure says whether a route's host is one of the hosts, or covered by a wildcard among them.
-func isSecure(host string, hosts []string) bool {
-	if host == "" || len(hosts) == 0 {
-		return false
-	}
-	if slices.Contains(hosts, host) {
-		return true
-	}
+// isSecure says whether spec.tls names the host of a route, or a wildcard that covers it.
+func (g *ingress) isSecure(host string) bool {
 	_, parent, _ := strings.Cut(host, ".")
-	return slices.Contains(hosts, "*."+parent)
+	return slices.ContainsFunc(g.secure, func(s string) bool {
+		wildcard, isWildcard := strings.CutPrefix(s, "*.")
+		return s == host || isWildcard && host != "" && wildcard == parent
+	})
 }
 
 // resolveHosts gives each host its certificate: the one that the oldest of the Ingresses has for it.
@@ -125,7 +131,7 @@ func resolveHosts(s *model.Snapshot, claims []hostClaim) {
 	slices.SortStableFunc(claims, func(a, b hostClaim) int {
 		return cmp.Or(cmp.Compare(a.host, b.host), a.created.Compare(b.created), a.ingress.Compare(b.ingress))
 	})
-	index := make(map[model.ObjectRef]int, len(claims)) // into s.Certificates
+	index := make(map[*keyPair]int, len(claims)) // into s.Certificates
 	var winner hostClaim
 	for _, c := range claims {
 		if c.host == winner.host {
@@ -133,10 +139,10 @@ func resolveHosts(s *model.Snapshot, claims []hostClaim) {
 			continue
 		}
 		winner = c
-		n, known := index[c.secret]
+		n, known := index[c.pair]
 		if !known {
 			n = len(s.Certificates)
-			index[c.secret] = n
+			index[c.pair] = n
 			s.Certificates = append(s.Certificates, c.pair.certificate(c.secret))
 		}
 		s.Certificates[n].Hosts = append(s.Certificates[n].Hosts, c.host)
@@ -154,7 +160,7 @@ func (c *hostClaim) explainLost(s *model.Snapshot, winner hostClaim) {
 	if c.ingress == winner.ingress {
 		why = "which stands first in this Ingress"
 	}
-	s.Problems = append(s.Problems, model.Problem{Object: c.ingress, Field: c.field, Reason: model.ReasonDuplicateHost,
+	s.Problems = append(s.Problems, model.Problem{Object: c.ingress, Field: c.field.String(), Reason: model.ReasonDuplicateHost,
 		Message: fmt.Sprintf("%s presents the certificate of %v, %s: name one Secret for it", c.host, winner.secret, why)})
 }
 
@@ -164,7 +170,7 @@ func (c *hostClaim) explainUncovered(s *model.Snapshot) {
 	if c.pair.covers(c.host) {
 		return
 	}
-	s.Problems = append(s.Problems, model.Problem{Object: c.ingress, Field: c.field, Reason: model.ReasonInvalidCertificate,
+	s.Problems = append(s.Problems, model.Problem{Object: c.ingress, Field: c.field.String(), Reason: model.ReasonInvalidCertificate,
 		Message: fmt.Sprintf("the certificate of %v is not for %s but for %s: clients will refuse it", c.secret, c.host, few(c.pair.hosts))})
 }
 

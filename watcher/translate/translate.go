@@ -109,6 +109,7 @@ func newTranslator(c objects.Cluster, o Options, pairs *keyPairs, out *model.Sna
 		secrets:  indexSecrets(c, o),
 		claims:   make([]nodePortClaim, 0, len(c.Services)),
 		node:     make(map[string]nodeEntry, len(c.Nodes)),
+		routes:   make([]candidate, 0, len(c.Ingresses)),
 	}
 }
 
