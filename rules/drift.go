@@ -76,30 +76,65 @@ func (d *drift) take() (found []finding, by string) {
 	return found, by
 }
 
-// noteDrift counts and logs what was found since the last time, and says whether that was anything.
-func (k *Kernel) noteDrift(ctx context.Context) bool {
+// noteDrift counts and logs what was found since the last time.
+func (k *Kernel) noteDrift(ctx context.Context) []finding {
 	found, by := k.drift.take()
 	if len(found) == 0 {
-		return false
+		return nil
 	}
-	const named = 5 // in the log: enough to see what happened
-	var first []string
-	for i, f := range found {
+	for _, f := range found {
 		k.metrics.drift.WithLabelValues(f.table, f.kind.String()).Inc()
-		if i < named {
-			first = append(first, f.String())
-		}
 	}
-	attrs := []slog.Attr{slog.Any("lost", first), slog.Int("findings", len(found))}
+	const named = 5 // enough to see what happened
+	attrs := []slog.Attr{slog.Any("found", found[:min(len(found), named)]), slog.Int("findings", len(found))}
 	if by != "" {
 		attrs = append(attrs, slog.String("by", by))
 	}
-	k.log.LogAttrs(ctx, slog.LevelWarn, "another program changed Sallyport's rules, which are written anew", attrs...)
-	return true
+	k.log.LogAttrs(ctx, slog.LevelWarn, "another program changed rules that are Sallyport's: they are written anew", attrs...)
+	return found
+}
+
+// makeGood repairs what was found, which takes milliseconds unless that is much, and then writes everything anew: that
+// takes seconds with many services, and is for what was not found.
+func (k *Kernel) makeGood(ctx context.Context, want Ruleset, found []finding) error {
+	const few = 50
+	if len(found) <= few {
+		if err := k.mend(ctx, want, found); err != nil {
+			k.log.WarnContext(ctx, "rules are not mended one by one", "err", err)
+		}
+	}
+	return k.rewrite(ctx, want)
+}
+
+// mend writes the chains that were found changed, and makes the hooks that were found missing. The filter table, which
+// guards VIPs, comes first.
+func (k *Kernel) mend(ctx context.Context, want Ruleset, found []finding) error {
+	damaged := map[finding]bool{}
+	for _, f := range found {
+		if f.kind == driftTable || f.kind == driftUnknown {
+			return nil
+		}
+		damaged[finding{table: f.table, chain: f.chain}] = true
+	}
+	for _, t := range want.Tables {
+		whole := slices.DeleteFunc(slices.Clone(k.applied[t.Name].Chains), func(c Chain) bool {
+			return damaged[finding{table: t.Name, chain: c.Name}]
+		})
+		if write, _ := t.since(Table{Chains: whole}); len(write) > 0 {
+			if err := k.flavour.restore(ctx, t.change(write, nil, nil)); err != nil {
+				return fmt.Errorf("table %s: %w", t.Name, err)
+			}
+		}
+		err := restoreHooks(k.ipt, func(h hook) bool { return damaged[finding{table: h.table, chain: h.from}] && h.table == t.Name })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // rewrite writes every chain and hook without reading what is there, which takes long with many rules. The chains of a
-// table come before the jumps to them, and the filter table, which guards VIPs, comes first.
+// table come before the jumps to them.
 func (k *Kernel) rewrite(ctx context.Context, want Ruleset) error {
 	clear(k.sizes)
 	for _, t := range want.Tables {
@@ -107,7 +142,7 @@ func (k *Kernel) rewrite(ctx context.Context, want Ruleset) error {
 		if err := k.flavour.restore(ctx, t.change(t.Chains, gone, nil)); err != nil {
 			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
-		if err := restoreHooks(k.ipt, t.Name); err != nil {
+		if err := restoreHooks(k.ipt, func(h hook) bool { return h.table == t.Name }); err != nil {
 			return err
 		}
 	}

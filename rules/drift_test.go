@@ -158,7 +158,7 @@ func TestDrift(t *testing.T) {
 			if got := testutil.ToFloat64(w.metrics.applies.WithLabelValues("success")) - applies; got > 3 {
 				t.Errorf("%s: %v applies to make it good", tt.why, got)
 			}
-			if !strings.Contains(w.log.String(), "another program changed Sallyport's rules") {
+			if !strings.Contains(w.log.String(), "another program changed rules that are Sallyport's") {
 				t.Errorf("%s: nothing in the log: %s", tt.why, &w.log)
 			}
 		})

@@ -45,10 +45,10 @@ func ensureHooks(ipt *iptables.IPTables, found map[string]remnant) error {
 	return nil
 }
 
-// restoreHooks makes the missing jumps of one table, the chains of which are there.
-func restoreHooks(ipt *iptables.IPTables, table string) error {
+// restoreHooks makes those of the wanted jumps that are missing. The chains that they lead to are there.
+func restoreHooks(ipt *iptables.IPTables, wanted func(hook) bool) error {
 	for _, h := range hooks {
-		if h.table != table {
+		if !wanted(h) {
 			continue
 		}
 		if err := ipt.InsertUnique(h.table, h.from, 1, "-j", h.to); err != nil {

@@ -154,12 +154,12 @@ func (k *Kernel) write(ctx context.Context, want Ruleset) (changed bool, err err
 	if err := k.checkLegacy(ctx); err != nil {
 		return false, err
 	}
-	drifted := k.noteDrift(ctx)
+	found := k.noteDrift(ctx)
 	switch {
 	case k.applied == nil:
 		return true, k.applyAll(ctx, want)
-	case drifted:
-		return true, k.rewrite(ctx, want)
+	case len(found) > 0:
+		return true, k.makeGood(ctx, want, found)
 	default:
 		return k.applyChanges(ctx, want)
 	}
