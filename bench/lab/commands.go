@@ -196,7 +196,7 @@ func buildCommand() *cobra.Command {
 // agentCommand is what up runs for each node.
 func agentCommand() *cobra.Command {
 	var c agent.Config
-	var ip string
+	var ip, cert, key, clientCA string
 	var images []string
 	cmd := &cobra.Command{
 		Use:    "agent",
@@ -210,6 +210,9 @@ func agentCommand() *cobra.Command {
 			if c.Images, err = imageTable(images); err != nil {
 				return err
 			}
+			if c.Kubelet, err = agent.KubeletTLS(cert, key, clientCA); err != nil {
+				return err
+			}
 			c.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			return agent.Run(cmd.Context(), c)
 		},
@@ -220,6 +223,9 @@ func agentCommand() *cobra.Command {
 	f.StringVar(&c.NetNS, "netns", "", "name of the node's network namespace")
 	f.StringVar(&c.PodNetNSPrefix, "pod-netns-prefix", "", "what the names of the pods' network namespaces begin with")
 	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "path of the kubeconfig")
+	f.StringVar(&cert, "tls-cert-file", "", "path of the certificate with which the kubelet's API is served")
+	f.StringVar(&key, "tls-private-key-file", "", "path of its key")
+	f.StringVar(&clientCA, "client-ca-file", "", "path of the certificate authority of the kubelet's clients")
 	f.StringVar(&c.Dir, "dir", "", "folder for logs and files of pods")
 	f.StringArrayVar(&images, "image", nil, "NAME=BINARY: program that plays an image")
 	return cmd

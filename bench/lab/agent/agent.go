@@ -7,11 +7,13 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
 
+	"github.com/vishvananda/netns"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -30,8 +32,11 @@ type Config struct {
 	NetNS string
 	// PodNetNSPrefix and the first eight characters of a pod's UID name the pod's network namespace.
 	PodNetNSPrefix string
-	// Kubeconfig is the path of a kubeconfig with a kubelet's permissions. It must work in the agent's own namespace.
+	// Kubeconfig is the path of a kubeconfig with a kubelet's permissions. The API server must be reachable from NetNS:
+	// a node whose cable is cut has lost it.
 	Kubeconfig string
+	// Kubelet is how the kubelet's API is served at NodeIP (see [KubeletTLS]); nil for not at all.
+	Kubelet *tls.Config
 	// Dir is a directory of this node alone. Dir/pods/NAMESPACE_NAME_UID/CONTAINER.log takes a container's output.
 	Dir string
 	// Images maps the bare name of an image (see [ImageName]) to the path of its program.
@@ -43,19 +48,26 @@ type Config struct {
 // Run registers the node and runs its pods until ctx ends. Then it kills them, removes their namespaces, and returns
 // nil. Any other end is an error. It needs root, and a main program that calls [PodInit].
 func Run(ctx context.Context, c Config) error {
-	client, err := newClient(c.Kubeconfig)
+	node, err := netns.GetFromName(c.NetNS)
+	if err != nil {
+		return fmt.Errorf("open network namespace %s of the node: %w", c.NetNS, err)
+	}
+	defer node.Close()
+	client, err := newClient(c.Kubeconfig, node)
 	if err != nil {
 		return err
 	}
 	return run(ctx, c, client)
 }
 
-func newClient(kubeconfig string) (kubernetes.Interface, error) {
+// newClient returns a client whose connections start in the node's namespace.
+func newClient(kubeconfig string, node netns.NsHandle) (kubernetes.Interface, error) {
 	rest, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("read kubeconfig %s: %w", kubeconfig, err)
 	}
 	rest.QPS = -1 // no limit: a test that scales a Deployment waits for each status
+	rest.Dial = dialerIn(node)
 	rest.ContentType = "application/vnd.kubernetes.protobuf"
 	client, err := kubernetes.NewForConfig(rest)
 	if err != nil {
@@ -98,7 +110,7 @@ func runOn(ctx context.Context, c Config, client kubernetes.Interface, network *
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	launcher := newLauncher()
 	defer launcher.stop()
-	return runPods(ctx, &podRuntime{
+	pods := newManager(ctx, &podRuntime{
 		client:   client,
 		recorder: broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: c.Node}),
 		network:  network,
@@ -107,4 +119,12 @@ func runOn(ctx context.Context, c Config, client kubernetes.Interface, network *
 		images:   c.Images,
 		config:   c,
 	})
+	if c.Kubelet != nil {
+		server, err := serveKubelet(ctx, network.node, c.NodeIP, c.Kubelet, pods, c.Log)
+		if err != nil {
+			return err
+		}
+		defer server.stop()
+	}
+	return pods.run()
 }

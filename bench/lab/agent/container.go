@@ -26,8 +26,9 @@ type container struct {
 	w      *podWorker
 	spec   *corev1.Container
 	status *corev1.ContainerStatus // guarded by w.mu
-	always bool                    // restart even after success
-	never  bool                    // restart not even after failure
+	log    *containerLog
+	always bool // restart even after success
+	never  bool // restart not even after failure
 }
 
 // run returns when the container has ended for good, by its restart policy or because the pod is being stopped.
@@ -85,12 +86,13 @@ func (c *container) start() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	if spec.output, err = c.w.openLog(c.spec.Name); err != nil {
+	if spec.output, err = c.log.begin(); err != nil {
 		return nil, &startError{"CreateContainerError", err}
 	}
 	defer spec.output.Close()
 	p, err := c.w.launcher.start(spec)
 	if err != nil {
+		c.endLog()
 		return nil, &startError{"RunContainerError", err}
 	}
 	c.set(func(s *corev1.ContainerStatus) {
@@ -205,6 +207,7 @@ func (c *container) preStop(grace context.Context, p *process) {
 
 // ended records how the process ended.
 func (c *container) ended(p *process) {
+	c.endLog()
 	code, signal := p.exitCode()
 	reason := "Completed"
 	if code != 0 {
@@ -220,6 +223,12 @@ func (c *container) ended(p *process) {
 		s.State = corev1.ContainerState{Terminated: t}
 		s.Ready, s.Started = false, new(false)
 	})
+}
+
+func (c *container) endLog() {
+	if err := c.log.end(); err != nil {
+		c.w.log.Error("end log of container", "container", c.spec.Name, "err", err)
+	}
 }
 
 // backOff waits before the next start, or until the pod is stopped.

@@ -23,9 +23,13 @@ type manager struct {
 	workers map[types.UID]*podWorker
 }
 
-// runPods runs the node's pods until ctx ends, and returns when nothing of them is left.
-func runPods(ctx context.Context, r *podRuntime) error {
-	m := &manager{ctx: ctx, runtime: r, workers: map[types.UID]*podWorker{}}
+func newManager(ctx context.Context, r *podRuntime) *manager {
+	return &manager{ctx: ctx, runtime: r, workers: map[types.UID]*podWorker{}}
+}
+
+// run runs the node's pods until the manager's context ends, and returns when nothing of them is left.
+func (m *manager) run() error {
+	r := m.runtime
 	onNode := fields.OneTermEqualSelector("spec.nodeName", r.config.Node).String()
 	factory := informers.NewSharedInformerFactoryWithOptions(r.client, 0,
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = onNode }))
@@ -33,8 +37,8 @@ func runPods(ctx context.Context, r *podRuntime) error {
 	if _, err := informer.AddEventHandler(m); err != nil {
 		return fmt.Errorf("watch pods of node %s: %w", r.config.Node, err)
 	}
-	factory.StartWithContext(ctx)
-	<-ctx.Done()
+	factory.StartWithContext(m.ctx)
+	<-m.ctx.Done()
 	factory.Shutdown()
 	m.running.Wait()
 	return nil
@@ -76,6 +80,20 @@ func (m *manager) observe(pod *corev1.Pod) {
 		defer m.running.Go(w.run) // after observe: a pod that is being deleted already must not start
 	}
 	w.observe(pod)
+}
+
+// find returns the worker of the pod of that name, nil if there is none. Where a name was given to another pod before
+// the first is gone, it is the newer one's.
+func (m *manager) find(namespace, name string) *podWorker {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var found *podWorker
+	for _, w := range m.workers {
+		if w.namespace == namespace && w.name == name && (found == nil || found.born.Before(w.born)) {
+			found = w
+		}
+	}
+	return found
 }
 
 func (m *manager) forget(uid types.UID) {

@@ -138,9 +138,10 @@ func nodeStatus(name string, ip netip.Addr, ready bool, now metav1.Time) corev1.
 		corev1.ResourcePods:             resource.MustParse("250"),
 	}
 	return corev1.NodeStatus{
-		Capacity:    capacity,
-		Allocatable: capacity,
-		Conditions:  []corev1.NodeCondition{readiness(ready, now)},
+		Capacity:        capacity,
+		Allocatable:     capacity,
+		Conditions:      []corev1.NodeCondition{readiness(ready, now)},
+		DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: KubeletPort}},
 		Addresses: []corev1.NodeAddress{
 			{Type: corev1.NodeInternalIP, Address: ip.String()},
 			{Type: corev1.NodeHostName, Address: name},
@@ -172,7 +173,7 @@ func upToDate(have, want *corev1.NodeStatus) bool {
 	}
 	ready.LastTransitionTime = have.Conditions[i].LastTransitionTime
 	fresh := ready.LastHeartbeatTime.Sub(have.Conditions[i].LastHeartbeatTime.Time) < statusInterval
-	return fresh && slices.Equal(have.Addresses, want.Addresses)
+	return fresh && slices.Equal(have.Addresses, want.Addresses) && have.DaemonEndpoints == want.DaemonEndpoints
 }
 
 // renewLease is the heartbeat that the controller manager watches (KEP-589).

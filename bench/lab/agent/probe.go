@@ -103,13 +103,7 @@ type prober struct {
 
 // newProber returns a prober whose connections start in the node's namespace.
 func newProber(node netns.NsHandle) *prober {
-	p := &prober{dial: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
-		err = inNetNS(node, func() error {
-			conn, err = new(net.Dialer).DialContext(ctx, network, addr)
-			return err
-		})
-		return conn, err
-	}}
+	p := &prober{dial: dialerIn(node)}
 	p.client = &http.Client{
 		Transport: &http.Transport{
 			DialContext:       p.dial,
@@ -119,6 +113,17 @@ func newProber(node netns.NsHandle) *prober {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return p
+}
+
+// dialerIn returns a function that dials from a network namespace.
+func dialerIn(ns netns.NsHandle) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+		err = inNetNS(ns, func() error {
+			conn, err = new(net.Dialer).DialContext(ctx, network, addr)
+			return err
+		})
+		return conn, err
+	}
 }
 
 // target is the container that an action addresses.

@@ -44,7 +44,9 @@ type podWorker struct {
 	namespace string
 	name      string
 	spec      *corev1.PodSpec // as first seen
-	dir       string          // of the pod's logs
+	dir       string          // of the pod's logs and volumes
+	born      time.Time
+	logs      map[string]*containerLog // by container name
 	log       *slog.Logger
 
 	life                               context.Context // until the agent stops or the pod object is gone
@@ -70,10 +72,15 @@ func newPodWorker(ctx context.Context, r *podRuntime, pod *corev1.Pod) *podWorke
 		name:       pod.Name,
 		spec:       &pod.Spec,
 		dir:        filepath.Join(r.config.Dir, podsDir, pod.Namespace+"_"+pod.Name+"_"+string(pod.UID)),
+		born:       time.Now(),
+		logs:       map[string]*containerLog{},
 		log:        r.config.Log.With("pod", pod.Namespace+"/"+pod.Name),
 		changed:    make(chan struct{}, 1),
 		pod:        pod,
 		facts:      podFacts{hostname: hostname(pod), hostIP: r.config.NodeIP},
+	}
+	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		w.logs[c.Name] = &containerLog{path: filepath.Join(w.dir, c.Name+".log")}
 	}
 	w.life, w.cancelLife = context.WithCancel(ctx)
 	w.stop.kill, w.cancelKill = context.WithCancel(w.life)
@@ -225,15 +232,10 @@ func (w *podWorker) runContainers() {
 
 func (w *podWorker) container(spec *corev1.Container, status *corev1.ContainerStatus) *container {
 	return &container{
-		w: w, spec: spec, status: status,
+		w: w, spec: spec, status: status, log: w.logs[spec.Name],
 		always: w.spec.RestartPolicy == corev1.RestartPolicyAlways,
 		never:  w.spec.RestartPolicy == corev1.RestartPolicyNever,
 	}
-}
-
-// openLog opens the file that takes a container's output, over all its restarts.
-func (w *podWorker) openLog(container string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(w.dir, container+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 }
 
 // observe takes a newer version of the pod object from the API server.

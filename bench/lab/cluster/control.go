@@ -56,6 +56,10 @@ func (c *Cluster) writeCredentials() error {
 	if err != nil {
 		return err
 	}
+	kubeletClientCert, kubeletClientKey, err := ca.client("kube-apiserver-kubelet-client", "system:masters")
+	if err != nil {
+		return err
+	}
 	accountKey, err := newKey()
 	if err != nil {
 		return err
@@ -68,12 +72,31 @@ func (c *Cluster) writeCredentials() error {
 	if err := writeFiles(c.pki(""), map[string][]byte{
 		"ca.crt": ca.pem, "ca.key": caKey,
 		"apiserver.crt": serverCert, "apiserver.key": serverKey,
+		"kubelet-client.crt": kubeletClientCert, "kubelet-client.key": kubeletClientKey,
 		"service-account.key": accountKey,
 		"tokens.csv":          []byte(token + `,token-admin,token-admin,"system:masters"` + "\n"),
 	}); err != nil {
 		return fmt.Errorf("write credentials: %w", err)
 	}
+	for _, h := range c.nodes() {
+		if err := c.writeKubeletCertificate(ca, h); err != nil {
+			return err
+		}
+	}
 	return c.writeKubeconfig(ca.pem, adminCert, adminKey, token)
+}
+
+// writeKubeletCertificate makes the certificate with which h's agent serves the kubelet's API.
+func (c *Cluster) writeKubeletCertificate(ca *authority, h *Host) error {
+	cert, key, err := ca.server([]string{h.Name}, []net.IP{h.Addr.AsSlice()})
+	if err != nil {
+		return err
+	}
+	err = writeFiles(c.pki(""), map[string][]byte{"kubelet-" + h.Name + ".crt": cert, "kubelet-" + h.Name + ".key": key})
+	if err != nil {
+		return fmt.Errorf("write certificate of %s: %w", h.Name, err)
+	}
+	return nil
 }
 
 func (c *Cluster) writeKubeconfig(ca, cert, key []byte, token string) error {
@@ -116,6 +139,10 @@ func (c *Cluster) apiServerArgs() []string {
 		"--client-ca-file=" + c.pki("ca.crt"),
 		"--tls-cert-file=" + c.pki("apiserver.crt"),
 		"--tls-private-key-file=" + c.pki("apiserver.key"),
+		"--kubelet-certificate-authority=" + c.pki("ca.crt"),
+		"--kubelet-client-certificate=" + c.pki("kubelet-client.crt"),
+		"--kubelet-client-key=" + c.pki("kubelet-client.key"),
+		"--kubelet-preferred-address-types=InternalIP",
 		"--token-auth-file=" + c.pki("tokens.csv"),
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file=" + c.pki("service-account.key"),

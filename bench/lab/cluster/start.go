@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -83,10 +84,7 @@ func (c *Cluster) ensureProgram(ctx context.Context) error {
 // startNodes starts an agent and a kube-proxy for each node and waits until pods can run and be reached.
 func (c *Cluster) startNodes(ctx context.Context) error {
 	var waits []func() error
-	for _, h := range c.network.Hosts {
-		if !strings.HasPrefix(h.Name, "node-") {
-			continue
-		}
+	for _, h := range c.nodes() {
 		if err := c.startAgent(h); err != nil {
 			return err
 		}
@@ -99,12 +97,19 @@ func (c *Cluster) startNodes(ctx context.Context) error {
 	return inParallel(waits...)
 }
 
+// nodes returns the hosts that are nodes.
+func (c *Cluster) nodes() []*Host {
+	return slices.DeleteFunc(slices.Clone(c.network.Hosts), func(h *Host) bool { return !strings.HasPrefix(h.Name, "node-") })
+}
+
 // startAgent starts h's agent, in the root namespaces: it makes those of the pods.
 func (c *Cluster) startAgent(h *Host) error {
 	args := []string{
 		"agent", "--node=" + h.Name, "--node-ip=" + h.Addr.String(), "--netns=" + h.NetNS(),
 		"--pod-netns-prefix=" + network.Prefix(c.name) + "pod.",
 		"--kubeconfig=" + c.Kubeconfig(), "--dir=" + filepath.Join(c.dir, "agent", h.Name),
+		"--tls-cert-file=" + c.pki("kubelet-"+h.Name+".crt"), "--tls-private-key-file=" + c.pki("kubelet-"+h.Name+".key"),
+		"--client-ca-file=" + c.pki("ca.crt"),
 	}
 	for name, path := range c.images {
 		args = append(args, "--image="+name+"="+path)
