@@ -81,10 +81,10 @@ func testOptions(log *slog.Logger) Options {
 // fakeAPI is the source of a cluster that is not there.
 func fakeAPI(t *testing.T, client kubernetes.Interface, log *slog.Logger) *API {
 	t.Helper()
-	a := &API{o: testOptions(log), patience: denialPatience}
-	if err := a.connect(client); err != nil {
-		t.Fatal(err)
-	}
+	a := &API{o: testOptions(log), identity: new(identity)}
+	c := &connection{}
+	c.prepare(client, a.o, a.identity)
+	a.use(c)
 	return a
 }
 
@@ -165,7 +165,7 @@ func TestAPIDeniedKindsStopNoOther(t *testing.T) {
 			client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}})
 			refuse(client, "ingresses", tt.err)
 			a := fakeAPI(t, client, log)
-			a.patience = 0
+			a.current.Load().patience = 0
 			eventually(t, start(t, a), "synced", ready(a))
 			if c, _ := a.Objects(); len(c.Services) != 1 || len(c.Ingresses) != 0 {
 				t.Errorf("got %+v", c)
@@ -189,7 +189,7 @@ func TestAPIStartingRefuses(t *testing.T) {
 	a := fakeAPI(t, client, log)
 	changes := start(t, a)
 	eventually(t, tick(t), "the refusal is logged", func() bool { return strings.Contains(lines.String(), "kind=Service") })
-	for _, k := range a.kinds {
+	for _, k := range a.current.Load().kinds {
 		if k.name != "Service" {
 			eventually(t, changes, k.name+" is read", k.informer.HasSynced)
 		}
@@ -204,27 +204,37 @@ func TestAPIStartingRefuses(t *testing.T) {
 	}
 }
 
-func TestRefusedFor(t *testing.T) {
+func TestRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		log, _ := textLog()
-		a := &API{o: testOptions(log)}
-		k := &kind{name: "Service", errors: &limitedLog{log: log}}
-		forbidden := apierrors.NewForbidden(schema.GroupResource{}, "", errors.New("no"))
-		refuse := func(want bool) {
+		var r refusal
+		denials := 0
+		refuse := func() { r.refuse(http.StatusForbidden, denialPatience, func() { denials++ }) }
+		expect := func(code, count int) {
 			t.Helper()
-			a.failed(k, forbidden)
-			if got := k.refusedFor(denialPatience); got != want {
-				t.Errorf("denied %v, want %v", got, want)
+			synctest.Wait()
+			if got := r.denied(); got != code || denials != count {
+				t.Errorf("denied %d, called %d times; want %d, %d", got, denials, code, count)
 			}
 		}
-		refuse(false)
+		refuse()
 		time.Sleep(denialPatience - 1)
-		refuse(false)
-		a.failed(k, errors.New("connection refused")) // it starts again
+		refuse()
+		expect(0, 0)
+		r.interrupt() // it starts again
 		time.Sleep(time.Second)
-		refuse(false)
+		refuse()
+		time.Sleep(denialPatience - 1)
+		expect(0, 0)
+		time.Sleep(1)
+		expect(http.StatusForbidden, 1)
+		r.interrupt() // no answer does not mean that it is permitted
+		refuse()
 		time.Sleep(denialPatience)
-		refuse(true)
+		expect(http.StatusForbidden, 1)
+		if !r.permit() || r.permit() {
+			t.Error("permit does not say that it was denied, or says it twice")
+		}
+		expect(0, 1)
 	})
 }
 
@@ -247,11 +257,23 @@ func TestAPIWaitsForPermittedKinds(t *testing.T) {
 	refuse(client, "nodes", apierrors.NewServiceUnavailable("starting"))
 	a := fakeAPI(t, client, log)
 	changes := start(t, a)
-	eventually(t, changes, "the Services are read", func() bool { return a.kindOf("services").informer.HasSynced() })
+	eventually(t, changes, "the Services are read", func() bool { return kindOf(t, a, "Service").informer.HasSynced() })
 	eventually(t, tick(t), "the failure is logged", func() bool { return strings.Contains(lines.String(), "kind=Node") })
 	if c, ok := a.Objects(); ok {
 		t.Errorf("there are objects without Nodes: %+v", c)
 	}
+}
+
+// kindOf returns what watches a kind.
+func kindOf(t *testing.T, a *API, name string) *kind {
+	t.Helper()
+	for _, k := range a.current.Load().kinds {
+		if k.name == name {
+			return k
+		}
+	}
+	t.Fatalf("no kind %s", name)
+	return nil
 }
 
 // tick has something often, for conditions that no change announces.
@@ -352,18 +374,18 @@ func TestAPIRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.patience = 0
+	a.current.Load().patience = 0
 	eventually(t, start(t, a), "every kind is denied", ready(a))
 	got := <-requests
 	if got.agent != "sallyport/v1.2.3" || !strings.HasPrefix(got.accept, "application/vnd.kubernetes.protobuf") {
 		t.Errorf("got %+v", got)
 	}
-	if n := counted(t, registry, "sallyport_api_watch_errors_total"); n < len(a.kinds) {
-		t.Errorf("%d watch errors were counted, want one for each of %d kinds", n, len(a.kinds))
+	if n := counted(t, registry, "sallyport_api_watch_errors_total"); n < len(a.current.Load().kinds) {
+		t.Errorf("%d watch errors were counted, want one for each of %d kinds", n, len(a.current.Load().kinds))
 	}
 }
 
-// TestAPIServerAway has nobody listen: the informers try again in silence, but we tell.
+// TestAPIServerAway has nobody listen: the informers try again in silence, but we tell, once for all of them.
 func TestAPIServerAway(t *testing.T) {
 	server := httptest.NewServer(nil)
 	server.Close()
@@ -375,15 +397,16 @@ func TestAPIServerAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	start(t, a)
-	for _, k := range a.kinds {
-		eventually(t, tick(t), k.name+" is logged", func() bool { return strings.Contains(lines.String(), "kind="+k.name+" ") })
+	changes := start(t, a)
+	eventually(t, changes, "the failure is seen", func() bool { return strings.Contains(a.Health().LastError, "connection refused") })
+	if _, ok := a.Objects(); ok || a.Health().Up {
+		t.Errorf("there are objects, or it is up: %+v", a.Health())
 	}
-	if _, ok := a.Objects(); ok || !strings.Contains(lines.String(), "connection refused") {
-		t.Errorf("objects %v, log %s", ok, lines)
+	if n := strings.Count(lines.String(), "connection refused"); n != 1 {
+		t.Errorf("%d lines tell it: %s", n, lines)
 	}
-	if n := counted(t, registry, "sallyport_api_watch_errors_total"); n < len(a.kinds) {
-		t.Errorf("%d watch errors were counted, want one for each of %d kinds", n, len(a.kinds))
+	if n := counted(t, registry, "sallyport_api_requests_failed_total"); n == 0 {
+		t.Error("no failed request was counted")
 	}
 }
 

@@ -6,44 +6,125 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"path"
+	"sync"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// watchFailed is told by the informers why a watch of a kind ended.
-func (a *API) watchFailed(k *kind, err error, changed func()) {
+// answered takes note of how a request for a kind went.
+func (c *connection) answered(ctx context.Context, k *kind, err error) {
+	switch {
+	case err != nil && (ctx.Err() != nil || endsNormally(err)):
+		return
+	case err != nil:
+		c.failed(k, err)
+	default:
+		k.established.Store(true)
+		if k.refusal.permit() {
+			k.log.log.Info("kind is permitted again")
+			c.notify()
+		}
+	}
+	c.showHealth()
+}
+
+// failed counts and logs a failure to list or watch a kind.
+func (c *connection) failed(k *kind, err error) {
+	k.established.Store(false)
+	c.o.Metrics.watchErrors.WithLabelValues(k.name).Inc()
+	if isDenied(err) {
+		c.refused(k, err)
+	} else {
+		k.refusal.interrupt()
+	}
 	var unreached *url.Error
-	if endsNormally(err) || errors.As(err, &unreached) {
-		return // an API server that is not reached is seen by failingRequests
+	if errors.As(err, &unreached) || apierrors.IsUnauthorized(err) {
+		return // no answer to any kind: the gate tells it once
 	}
-	a.failed(k, err)
-	if isDenied(err) && k.refusedFor(a.patience) && !k.informer.HasSynced() && k.denied.CompareAndSwap(false, true) {
-		k.errors.log.Error("kind left out: the API server keeps refusing it")
-		changed() // the others need not wait any longer
-	}
+	k.log.report(err)
 }
 
 // denialPatience is how long the API server must refuse a kind, without a break, before it is left out. One that is
 // starting refuses what it will permit a few seconds later, when it has read the roles, and what is made of such answers
-// would take all traffic down.
+// would take all traffic down. What has been read stays, so that later on there is nothing to wait for.
 const denialPatience = 10 * time.Second
 
-// refusedFor says, at a refusal, whether they have been going on for that long.
-func (k *kind) refusedFor(patience time.Duration) bool {
-	now := time.Now()
-	k.refused.CompareAndSwap(0, now.UnixNano())
-	return now.Sub(time.Unix(0, k.refused.Load())) >= patience
+// refused takes note of a refusal.
+func (c *connection) refused(k *kind, err error) {
+	code, patience := http.StatusForbidden, c.patience
+	if apierrors.IsNotFound(err) {
+		code = http.StatusNotFound
+	}
+	if k.informer.HasSynced() || c.complete.Load() {
+		patience = 0
+	}
+	k.refusal.refuse(code, patience, func() {
+		k.log.log.Error("kind left out: the API server keeps refusing it", "code", code)
+		c.notify() // the others need not wait any longer
+	})
 }
 
-// failed counts and logs a failure to list or watch a kind.
-func (a *API) failed(k *kind, err error) {
-	if !isDenied(err) {
-		k.refused.Store(0)
+// A refusal is how the API server's refusals of a kind stand.
+type refusal struct {
+	mu    sync.Mutex
+	timer *time.Timer // runs since the first refusal that no other answer has interrupted
+	code  int         // HTTP status code, 0 until the patience is over
+}
+
+// refuse takes note of a refusal. The first one makes the kind denied after patience, and then calls denied.
+func (r *refusal) refuse(code int, patience time.Duration, denied func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.timer != nil {
+		return
 	}
-	a.o.Metrics.watchErrors.WithLabelValues(k.name).Inc()
-	k.errors.report(err)
+	var timer *time.Timer
+	timer = time.AfterFunc(patience, func() {
+		r.mu.Lock()
+		due := r.timer == timer
+		if due {
+			r.code = code
+		}
+		r.mu.Unlock()
+		if due {
+			denied()
+		}
+	})
+	r.timer = timer
+}
+
+// interrupt takes note of a failure that is no refusal: the patience starts again. What is denied stays so.
+func (r *refusal) interrupt() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.code == 0 {
+		r.stop()
+	}
+}
+
+// permit takes note of a good answer, and says whether the kind was denied.
+func (r *refusal) permit() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := r.code != 0
+	r.stop()
+	r.code = 0
+	return was
+}
+
+func (r *refusal) stop() {
+	if r.timer != nil {
+		r.timer.Stop()
+		r.timer = nil
+	}
+}
+
+// denied returns the HTTP status code by which the kind is denied, or 0.
+func (r *refusal) denied() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.code
 }
 
 // endsNormally says whether a watch ended as they all do from time to time.
@@ -53,31 +134,3 @@ func endsNormally(err error) bool {
 
 // isDenied says whether the API server refuses the kind to us, or does not know it. The informer keeps asking.
 func isDenied(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsNotFound(err) }
-
-// failingRequests reports the requests that bring no answer. Informers try those again without a word, so that an API
-// server that is away would go unseen.
-type failingRequests struct {
-	http.RoundTripper
-	api *API
-}
-
-// RoundTrip passes the request on.
-func (f failingRequests) RoundTrip(r *http.Request) (*http.Response, error) {
-	response, err := f.RoundTripper.RoundTrip(r)
-	if err != nil && !errors.Is(err, context.Canceled) {
-		if k := f.api.kindOf(path.Base(r.URL.Path)); k != nil {
-			f.api.failed(k, err)
-		}
-	}
-	return response, err
-}
-
-// kindOf returns the kind of a resource, such as "services" in the path of a request, or nil.
-func (a *API) kindOf(resource string) *kind {
-	for _, k := range a.kinds {
-		if k.resource == resource {
-			return k
-		}
-	}
-	return nil
-}

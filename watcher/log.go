@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -13,8 +14,8 @@ import (
 // repeatAfter is how long a limitedLog keeps silent about a failure that it has reported.
 const repeatAfter = time.Minute
 
-// A limitedLog reports the failures of one watch. An API server that is away fails every watch every few seconds: the
-// same kind of failure is logged once a minute.
+// A limitedLog reports the failures of one watch, or of an API server, which go on every few seconds: the same kind of
+// failure is logged once a minute.
 type limitedLog struct {
 	log *slog.Logger
 
@@ -36,8 +37,12 @@ func (l *limitedLog) report(err error) {
 		l.log.Error("kind denied by the API server: grant list and watch", "err", err)
 	case apierrors.IsNotFound(err):
 		l.log.Error("kind unknown to the API server", "err", err)
+	case apierrors.IsUnauthorized(err):
+		l.log.Error("credentials rejected by the API server: put valid ones into the kubeconfig, it is read again", "err", err)
+	case errors.Is(err, errOtherCluster):
+		l.log.Error("API server of another cluster, nothing is taken from it: correct the kubeconfig", "err", err)
 	default:
-		l.log.Warn("watch failed, trying again", "err", err)
+		l.log.Warn("API server fails, trying again", "err", err)
 	}
 }
 

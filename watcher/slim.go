@@ -6,6 +6,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sallyport/watcher/objects"
 )
 
 // The functions here drop, before an object is cached, what translation does not read: at 10,000 Services it is most of
@@ -70,6 +72,12 @@ func slimNamespace(n *corev1.Namespace) {
 	n.Annotations = nil
 	n.Spec = corev1.NamespaceSpec{}
 	n.Status = corev1.NamespaceStatus{}
+}
+
+// slimSecret keeps certificate and key, which is all that may be held of Secrets.
+func slimSecret(s *corev1.Secret) {
+	s.Annotations, s.Labels = nil, nil
+	objects.SlimSecret(s)
 }
 
 // sameNode says whether an update changed nothing of what is kept: kubelets report every few minutes, at a thousand

@@ -1,0 +1,145 @@
+package watcher
+
+import (
+	"context"
+	"crypto/sha256"
+	"os"
+)
+
+// A follower runs an API's connections: the current one, and the one that a changed kubeconfig makes.
+type follower struct {
+	api     *API
+	changed func()
+	ready   chan struct{} // the next connection may have read everything
+	files   fingerprint   // of the kubeconfig that the newest connection was made of
+	seen    fingerprint   // of the kubeconfig when it was last looked at
+
+	connections map[*connection]*runningConnection
+}
+
+// A runningConnection is a connection that runs.
+type runningConnection struct {
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+// A fingerprint identifies the content of a kubeconfig's files.
+type fingerprint [sha256.Size]byte
+
+func newFollower(a *API, changed func()) *follower {
+	f := &follower{api: a, changed: changed, ready: make(chan struct{}, 1), connections: map[*connection]*runningConnection{}}
+	f.files = a.o.Kubeconfig.fingerprint()
+	f.seen = f.files
+	return f
+}
+
+// begin runs a connection until it is stopped.
+func (f *follower) begin(ctx context.Context, c *connection) {
+	ctx, cancel := context.WithCancel(ctx)
+	r := &runningConnection{cancel, make(chan struct{})}
+	f.connections[c] = r
+	go func() {
+		defer close(r.done)
+		c.run(ctx, func() { f.mark(c) })
+	}()
+}
+
+// mark takes note of a change that a connection saw.
+func (f *follower) mark(c *connection) {
+	if f.api.current.Load() == c {
+		f.changed()
+		return
+	}
+	select {
+	case f.ready <- struct{}{}:
+	default:
+	}
+}
+
+// drop stops a connection, and waits until it has ended.
+func (f *follower) drop(c *connection) {
+	r := f.connections[c]
+	delete(f.connections, c)
+	r.stop()
+	<-r.done
+}
+
+// end stops all connections.
+func (f *follower) end() {
+	for c := range f.connections {
+		f.drop(c)
+	}
+}
+
+// look makes a connection of a kubeconfig that has changed, in place of one that has not taken over yet. The files must
+// have been the same twice, because one may be half written.
+func (f *follower) look(ctx context.Context) {
+	now := f.api.o.Kubeconfig.fingerprint()
+	stable := now == f.seen
+	f.seen = now
+	if !stable || now == f.files {
+		return
+	}
+	f.files = now
+	next, origin, err := f.api.reconnect()
+	if err != nil {
+		f.api.o.Log.Error("kubeconfig has changed and cannot be used, the connection stays", "err", err)
+		return
+	}
+	f.api.o.Log.Info("kubeconfig has changed, connecting anew", "from", origin, "server", next.server())
+	if old := f.api.next.Swap(next); old != nil {
+		f.drop(old)
+	}
+	f.begin(ctx, next)
+}
+
+// takeOver puts the next connection in place of the current one, if it has read everything.
+func (f *follower) takeOver() {
+	next := f.api.next.Load()
+	if next == nil {
+		return
+	}
+	if _, ok := next.Objects(); !ok {
+		f.changed() // a conflict that it found is to be shown
+		return
+	}
+	old := f.api.current.Load()
+	f.api.use(next)
+	f.api.next.Store(nil)
+	f.api.o.Log.Info("connected anew", "server", next.server())
+	f.drop(old)
+	f.changed()
+}
+
+// reconnect makes a connection of the kubeconfig as it is now.
+func (a *API) reconnect() (c *connection, origin string, err error) {
+	config, origin, err := Kubeconfig(a.o.Kubeconfig.Path, a.o.Kubeconfig.Context)
+	if err != nil {
+		return nil, "", err
+	}
+	c, err = newConnection(config, a.o, a.identity)
+	return c, origin, err
+}
+
+// fingerprint reads the kubeconfig's files. A file that cannot be read counts as another content. The files that a
+// kubeconfig names are left out: client-go reads those again by itself.
+func (l *KubeconfigLocation) fingerprint() (f fingerprint) {
+	if l == nil {
+		return f
+	}
+	files, err := kubeconfigFiles(l.Path)
+	h := sha256.New()
+	if err != nil {
+		h.Write([]byte(err.Error()))
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			data = []byte(err.Error())
+		}
+		sum := sha256.Sum256(data)
+		h.Write([]byte(file))
+		h.Write(sum[:])
+	}
+	return fingerprint(h.Sum(nil))
+}
