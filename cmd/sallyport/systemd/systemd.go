@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +23,11 @@ const (
 	Stopping = "STOPPING=1" // draining: the end is near, and wanted
 	alive    = "WATCHDOG=1"
 )
+
+// StoppingWithin is Stopping with the time that it may take, where that is more than the TimeoutStopSec= of the unit.
+func StoppingWithin(d time.Duration) string {
+	return fmt.Sprintf("%s\nEXTEND_TIMEOUT_USEC=%d", Stopping, d.Microseconds())
+}
 
 // firstInherited is SD_LISTEN_FDS_START: descriptors are inherited from here on, behind standard error.
 const firstInherited = 3

@@ -67,6 +67,12 @@ func TestNotify(t *testing.T) {
 	}
 }
 
+func TestStoppingWithin(t *testing.T) {
+	if got := StoppingWithin(25 * time.Second); got != "STOPPING=1\nEXTEND_TIMEOUT_USEC=25000000" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestWithoutAManagerNothingHappens(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	if err := errors.Join(Notify(Ready), Forget("a"), Store("a", os.Stdin)); err != nil {
