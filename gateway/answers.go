@@ -11,16 +11,18 @@ import (
 // about what is behind the gateway.
 type answer struct {
 	code   int
-	reason string // label of the error metric
+	reason string // label of the error metric; empty if it is no error
 	text   string
 }
 
 var (
+	answerRedirect   = &answer{308, "", "This is served over HTTPS."} // no error, hence no reason
 	answerBareLF     = &answer{400, "bad_framing", "A line of the request's header does not end in CR LF."}
 	answerFieldName  = &answer{400, "bad_framing", "The request's header has a line that is not a field."}
 	answerFraming    = &answer{400, "bad_framing", "The request does not say unambiguously where its body ends."}
 	answerConnection = &answer{400, "bad_framing", "The request's Connection field names too many fields."}
 	answerSyntax     = &answer{400, "bad_request", "The request cannot be read as HTTP."}
+	answerClear      = &answer{400, "clear", "This port speaks HTTPS, and the request came in plain HTTP."}
 	answerBody       = &answer{400, "bad_body", "The request's body is broken or incomplete."}
 	answerHost       = &answer{400, "bad_host", "The request's host is missing or not valid."}
 	answerTarget     = &answer{400, "bad_target", "The request's path is not valid."}
@@ -44,16 +46,21 @@ const (
 	plainText  = "text/plain; charset=utf-8"
 )
 
+// body is the text of the response.
+func (a *answer) body() string { return fasthttp.StatusMessage(a.code) + "\n\n" + a.text + "\n" }
+
 // answer writes the gateway's own response. Unless the whole request was read, the connection is closed after it.
 func (g *Gateway) answer(ctx *fasthttp.RequestCtx, a *answer, requestRead bool) {
-	g.metrics.countError(a)
+	if a.reason != "" {
+		g.metrics.countError(a)
+	}
 	g.metrics.countCode(a.code)
 	ctx.Response.Reset() // which also lets fasthttp add the Date
 	h := &ctx.Response.Header
 	h.SetNoDefaultContentType(true)
 	ctx.SetStatusCode(a.code)
 	h.SetContentType(plainText)
-	ctx.Response.SetBodyString(fasthttp.StatusMessage(a.code) + "\n\n" + a.text + "\n")
+	ctx.Response.SetBodyString(a.body())
 	h.SetServer(serverName)
 	if g.draining.Load() {
 		ctx.SetConnectionClose()

@@ -46,7 +46,7 @@ func TestRequestPathDoesNotAllocate(t *testing.T) {
 	if err := e.Reconcile(t.Context(), manyHosts(100, "127.0.0.1:1")); err != nil {
 		t.Fatal(err)
 	}
-	x := &exchange{g: e.Gateway, c: &conn{peerText: "192.0.2.1", localPort: "80"}, ctx: new(fasthttp.RequestCtx)}
+	x := &exchange{g: e.Gateway, c: &conn{peerText: "192.0.2.1", localPort: "80", scheme: "http"}, ctx: new(fasthttp.RequestCtx)}
 	parsed(t, browserRequest).CopyTo(&x.ctx.Request.Header)
 	if err := x.ctx.Request.Header.Read(bufio.NewReader(strings.NewReader(browserRequest))); err != nil {
 		t.Fatal(err)
@@ -78,7 +78,7 @@ func BenchmarkRequest(b *testing.B) {
 			if err := e.Reconcile(b.Context(), manyHosts(max(hosts, 8), "127.0.0.1:1")); err != nil {
 				b.Fatal(err)
 			}
-			x := &exchange{g: e.Gateway, c: &conn{peerText: "192.0.2.1", localPort: "80"}, ctx: new(fasthttp.RequestCtx)}
+			x := &exchange{g: e.Gateway, c: &conn{peerText: "192.0.2.1", localPort: "80", scheme: "http"}, ctx: new(fasthttp.RequestCtx)}
 			if err := x.ctx.Request.Header.Read(bufio.NewReader(strings.NewReader(browserRequest))); err != nil {
 				b.Fatal(err)
 			}

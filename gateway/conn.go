@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 	"net/netip"
@@ -16,10 +17,12 @@ import (
 type phase uint8
 
 const (
-	phaseHead    phase = iota // a request's header is read, or awaited on a new connection
-	phaseIdle                 // between two requests
-	phaseWait                 // for the header of the endpoint's response
-	phaseRespond              // a response is written
+	phaseHead      phase = iota // a request's header is read, or awaited on a new connection
+	phaseHandshake              // TLS is agreed on
+	phaseIdle                   // between two requests
+	phaseWait                   // for the header of the endpoint's response
+	phaseRespond                // a response is written
+	phaseTunnel                 // upgraded: bytes are relayed both ways
 )
 
 // A verdict is why the watcher ended an exchange.
@@ -35,19 +38,25 @@ const (
 // conn is a client connection. It notes progress for the watcher, and it knows the upstream connection that its
 // request is using, so that the watcher can close that one: nobody else waits with a time limit.
 type conn struct {
-	net.Conn
+	net.Conn            // what HTTP is spoken over: the socket, or TLS on it
+	socket    net.Conn  // a *net.TCPConn
+	tls       *tls.Conn // nil if in clear
 	g         *Gateway
 	peer      netip.AddrPort
+	opened    uint32 // tick of the accept
+	late      bool   // accepted while draining, on behalf of a successor
 	trusted   bool   // peer is one of Options.TrustedProxies
 	peerText  string // address of the peer without port
 	localText string // address and port that the client connected to
 	localPort string
+	scheme    string // http or https
 
 	progress atomic.Uint32 // tick of the last byte to or from the client or endpoint, or of the last change of phase
 	received atomic.Bool   // a byte came in the present phase
 	reading  atomic.Bool   // a Read is under way
 	writing  atomic.Bool   // a Write is under way
 	splicing atomic.Bool   // a ReadFrom is under way, which waits for either side
+	leaving  atomic.Bool   // the watcher has woken the reader, so that it ends the connection
 
 	mu      sync.Mutex // guards what follows; the watcher holds it while it closes an upstream connection
 	phase   phase
@@ -62,15 +71,21 @@ type conn struct {
 	ended     sync.WaitGroup // until Close
 }
 
-// newConn wraps and registers an accepted connection.
-func (g *Gateway) newConn(nc net.Conn) *conn {
+// newConn wraps and registers an accepted connection. config is nil for one in clear.
+func (g *Gateway) newConn(nc net.Conn, config *tls.Config) *conn {
 	local := addrPort(nc.LocalAddr())
-	c := &conn{Conn: nc, g: g, peer: addrPort(nc.RemoteAddr()), localText: local.String(), localPort: strconv.Itoa(int(local.Port()))}
+	c := &conn{Conn: nc, socket: nc, g: g, peer: addrPort(nc.RemoteAddr()), late: g.draining.Load(),
+		localText: local.String(), localPort: strconv.Itoa(int(local.Port())), scheme: "http"}
+	if config != nil {
+		c.tls, c.scheme, c.phase = tls.Server(nc, config), "https", phaseHandshake
+		c.Conn = c.tls
+	}
 	c.peerText = c.peer.Addr().String()
 	for _, p := range g.opt.TrustedProxies {
 		c.trusted = c.trusted || p.Contains(c.peer.Addr())
 	}
-	c.since = g.clock.now()
+	c.opened = g.clock.now()
+	c.since = c.opened
 	c.progress.Store(c.since)
 	c.ended.Add(1)
 	g.mu.Lock()
@@ -133,8 +148,28 @@ func (c *conn) Read(p []byte) (int, error) {
 	if n > 0 {
 		c.received.Store(true)
 		c.touch()
+	} else if err != nil && c.leaving.Load() {
+		return c.lastRead(p)
 	}
 	return n, err
+}
+
+// hangUp makes the reader end a connection on which nothing is under way. The watcher cannot: the farewell of TLS may
+// have to wait for the client.
+func (c *conn) hangUp() {
+	c.leaving.Store(true)
+	_ = c.SetReadDeadline(past)
+}
+
+// lastRead comes after hangUp. A request that has come in meanwhile is served; otherwise the connection looks as if the
+// client had ended it.
+func (c *conn) lastRead(p []byte) (int, error) {
+	c.leaving.Store(false)
+	_ = c.SetReadDeadline(time.Time{})
+	if c.received.Load() || peek(c.socket) == peekBytes {
+		return c.Read(p)
+	}
+	return 0, io.EOF
 }
 
 // Write implements net.Conn.
@@ -178,26 +213,37 @@ func (c *conn) lingerOn() {
 		limit    = 256 << 10
 		duration = time.Second
 	)
-	if tcp, ok := c.Conn.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
+	if c.tls != nil {
+		_ = c.tls.CloseWrite() // fails without a handshake, and then there is nothing to say
+	}
+	if tcp, ok := c.socket.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
 		_ = tcp.SetDeadline(time.Now().Add(duration))
 		_, _ = io.CopyN(io.Discard, tcp, limit)
 	}
 }
 
-// reset makes the close of the connection look like an error to the client.
+// breakOff keeps Close from saying over TLS that all was sent (close_notify, RFC 8446 6.1). Without TLS it does nothing:
+// the client sees by the framing that a response is not whole.
+func (c *conn) breakOff() {
+	if c.tls != nil {
+		c.socket.Close()
+	}
+}
+
+// reset closes the connection in a way that looks like an error to the client.
 func (c *conn) reset() {
-	if tcp, ok := c.Conn.(*net.TCPConn); ok {
+	if tcp, ok := c.socket.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)
 	}
+	c.socket.Close()
 }
 
 // cut ends the connection at once, whatever it is doing. It needs c.mu.
 func (c *conn) cut() {
 	if c.up != nil {
-		c.up.tcp.Close()
+		c.up.abort()
 	}
 	c.reset()
-	c.Conn.Close()
 }
 
 // forget takes the connection off the books.

@@ -14,6 +14,7 @@ const (
 	fieldCoding                      // Transfer-Encoding: written anew
 	fieldConnection                  // names further fields of the hop
 	fieldHop                         // of one hop only (RFC 9110 7.6.1, and the older ones of RFC 2616 13.5.1)
+	fieldUpgrade                     // of one hop, and relayed if both hops are to be upgraded
 	fieldTE
 	fieldTrailer
 	fieldExpect    // answered here
@@ -34,8 +35,9 @@ var specialFields = func() (byLength [32][]specialField) {
 		fieldLength:     {"content-length"},
 		fieldCoding:     {"transfer-encoding"},
 		fieldConnection: {"connection"},
-		fieldHop: {"keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization", "upgrade",
+		fieldHop: {"keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization",
 			"http2-settings"},
+		fieldUpgrade:  {"upgrade"},
 		fieldTE:       {"te"},
 		fieldTrailer:  {"trailer"},
 		fieldExpect:   {"expect"},

@@ -1,5 +1,5 @@
-// Package gateway is the L7 data plane: it accepts HTTP connections, finds each request's route and relays it to an
-// endpoint of one of the route's backends.
+// Package gateway is the L7 data plane: it accepts HTTP and HTTPS connections, finds each request's route and relays it
+// to an endpoint of one of the route's backends.
 //
 // In front is a fasthttp.Server for each connection, behind a transport of our own: one pool of connections for each
 // endpoint. A request loads the current state (route table, pickers, pools) once and keeps it to its end, so a
@@ -11,6 +11,7 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -28,8 +29,20 @@ import (
 
 // Options configure a Gateway. Durations and sizes left at zero take the default that is named with them.
 type Options struct {
-	// Addresses are what to listen on, as "host:port" or ":port".
+	// Addresses are what to listen on for HTTP in clear, as "host:port" or ":port".
 	Addresses []string
+	// TLSAddresses are what to listen on for HTTPS.
+	TLSAddresses []string
+	// TLSMinVersion is the oldest version of TLS that is spoken, such as tls.VersionTLS13; TLS 1.2.
+	TLSMinVersion uint16
+	// RedirectPort is the port that redirects to HTTPS name, if it is another than 443.
+	RedirectPort uint16
+	// Listen opens a listener, as net.ListenConfig.Listen does; that is the default. One that is given is taken to return
+	// sockets that a successor listens on too: see Serve.
+	Listen func(ctx context.Context, network, address string) (net.Listener, error)
+	// Hold is how long Serve waits for the first Reconcile before it accepts connections: until then clients of an edge
+	// that was restarted wait, rather than to be told that nothing is known yet; 0: not at all.
+	Hold time.Duration
 	// TrustedProxies are the peers whose X-Forwarded-* and Forwarded headers are believed and extended. From
 	// everybody else they are replaced.
 	TrustedProxies []netip.Prefix
@@ -44,6 +57,8 @@ type Options struct {
 	// BackendIdleTimeout is how long an idle connection to an endpoint is kept; 4 s. It is less than what servers
 	// commonly allow (Node.js 5 s), so that it is seldom the endpoint that closes, as a request sets out.
 	BackendIdleTimeout time.Duration
+	// UpgradeIdleTimeout is how long an upgraded connection, such as a WebSocket, may carry no data in either direction; 1 h.
+	UpgradeIdleTimeout time.Duration
 	DrainTime          time.Duration // for requests in flight when Serve's context ends; 10 s
 
 	MaxHeaderBytes int // of a request's or response's header block, with its first line; 16 KiB
@@ -62,7 +77,9 @@ func (o Options) withDefaults() Options {
 	o.WriteTimeout = cmp.Or(o.WriteTimeout, time.Minute)
 	o.StreamTimeout = cmp.Or(o.StreamTimeout, 5*time.Minute)
 	o.BackendIdleTimeout = cmp.Or(o.BackendIdleTimeout, 4*time.Second)
+	o.UpgradeIdleTimeout = cmp.Or(o.UpgradeIdleTimeout, time.Hour)
 	o.DrainTime = cmp.Or(o.DrainTime, 10*time.Second)
+	o.TLSMinVersion = cmp.Or(o.TLSMinVersion, tls.VersionTLS12)
 	o.MaxHeaderBytes = cmp.Or(o.MaxHeaderBytes, 16<<10)
 	return o
 }
@@ -77,31 +94,37 @@ type Gateway struct {
 	server   *fasthttp.Server
 	registry balance.Registry
 	state    atomic.Pointer[state]
-	draining atomic.Bool
+	fallback *tls.Certificate // presented where no certificate is for the host; nil without TLSAddresses
+	draining atomic.Bool      // Serve's context has ended
+	closed   atomic.Bool      // no connection is accepted any more
 
-	reconciling sync.Mutex // one Reconcile at a time
+	reconciling sync.Mutex      // one Reconcile at a time; guards secrets
+	secrets     map[string]bool // shown by metrics.certificateEnd
+	reconciled  chan struct{}   // closed after the first Reconcile
 
 	mu        sync.Mutex // guards what follows
-	listeners []net.Listener
+	listeners []listener
 	conns     map[*conn]struct{}
 	empty     chan struct{} // closed when conns becomes empty while draining
 }
 
-// state is what a request needs of a snapshot.
+// state is what a request, or the handshake before it, needs of a snapshot.
 type state struct {
-	table   *route.Table     // nil before the first Reconcile
-	pickers []balance.Picker // by index of the route in the snapshot; nil where nothing can be sent to
-	pools   map[*balance.Endpoint]*pool
+	table        *route.Table     // nil before the first Reconcile
+	pickers      []balance.Picker // by index of the route in the snapshot; nil where nothing can be sent to
+	pools        map[*balance.Endpoint]*pool
+	certificates certificates
 }
 
 // New returns a Gateway that answers 503 until the first Reconcile: what it serves is not known, so nothing is missing.
 func New(o Options) *Gateway {
 	o = o.withDefaults()
 	g := &Gateway{
-		opt:     o,
-		log:     o.Log.With("part", "gateway"),
-		metrics: newMetrics(o.Metrics),
-		conns:   make(map[*conn]struct{}),
+		opt:        o,
+		log:        o.Log.With("part", "gateway"),
+		metrics:    newMetrics(o.Metrics),
+		conns:      make(map[*conn]struct{}),
+		reconciled: make(chan struct{}),
 	}
 	g.clock, g.limits = newClock(o)
 	g.server = g.newServer()
@@ -109,25 +132,32 @@ func New(o Options) *Gateway {
 	return g
 }
 
-// Reconcile makes the gateway serve the routes of s. Requests in flight end as they began. It does not fail.
+// Reconcile makes the gateway serve the routes and certificates of s. Requests in flight end as they began. It does not
+// fail.
 func (g *Gateway) Reconcile(_ context.Context, s *model.Snapshot) error {
 	g.reconciling.Lock()
 	defer g.reconciling.Unlock()
 	next := &state{
-		table:   route.Compile(s),
-		pickers: make([]balance.Picker, len(s.Routes)),
-		pools:   make(map[*balance.Endpoint]*pool),
+		table:        route.Compile(s),
+		pickers:      make([]balance.Picker, len(s.Routes)),
+		pools:        make(map[*balance.Endpoint]*pool),
+		certificates: newCertificates(s.Certificates),
 	}
 	b := builder{g: g, snapshot: s, pools: next.pools, ports: make(map[*model.ServicePort]balance.Picker)}
 	for i := range s.Routes {
 		next.pickers[i] = b.picker(s.Routes[i].Backends)
 	}
-	for e, p := range g.state.Swap(next).pools {
+	old := g.state.Swap(next)
+	for e, p := range old.pools {
 		if next.pools[e] == nil {
 			p.close()
 		}
 	}
+	if old.table == nil {
+		close(g.reconciled)
+	}
 	g.metrics.routes.Set(float64(len(s.Routes)))
+	g.showExpiry(s.Certificates)
 	return nil
 }
 

@@ -24,6 +24,7 @@ import (
 type edge struct {
 	*Gateway
 	addr     string
+	tlsAddr  string // the first of Options.TLSAddresses, if there is one
 	registry *prometheus.Registry
 	stop     func() // ends Serve and waits for it; may be called twice
 }
@@ -32,14 +33,17 @@ type edge struct {
 func start(t testing.TB, o Options) *edge {
 	t.Helper()
 	registry := prometheus.NewRegistry()
-	o.Addresses, o.Metrics, o.Log = []string{"127.0.0.1:0"}, registry, slog.New(slog.DiscardHandler)
+	o.Metrics, o.Log = registry, slog.New(slog.DiscardHandler)
+	if o.Addresses == nil {
+		o.Addresses = []string{"127.0.0.1:0"}
+	}
 	g := New(o)
 	if err := g.Listen(); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	addr := g.Addrs()[0].String()
+	addrs := g.Addrs()
 	go func() { done <- g.Serve(ctx) }()
 	stop := sync.OnceFunc(func() {
 		cancel()
@@ -48,7 +52,11 @@ func start(t testing.TB, o Options) *edge {
 		}
 	})
 	t.Cleanup(stop)
-	return &edge{Gateway: g, addr: addr, registry: registry, stop: stop}
+	e := &edge{Gateway: g, addr: addrs[0].String(), registry: registry, stop: stop}
+	if len(addrs) > len(o.Addresses) {
+		e.tlsAddr = addrs[len(o.Addresses)].String()
+	}
+	return e
 }
 
 // serve gives the edge routes, each as "host path" and the addresses behind it.
@@ -169,7 +177,7 @@ func closedAddr(t testing.TB) string {
 // A client is a raw client connection.
 type client struct {
 	t testing.TB
-	*net.TCPConn
+	duplex
 	br *bufio.Reader
 }
 
@@ -181,7 +189,7 @@ func dial(t testing.TB, e *edge) *client {
 	}
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(20 * time.Second))
-	return &client{t, c.(*net.TCPConn), bufio.NewReader(c)}
+	return &client{t, c.(duplex), bufio.NewReader(c)}
 }
 
 func (c *client) send(s string) {

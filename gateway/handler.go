@@ -40,7 +40,7 @@ func (g *Gateway) expect(ctx *fasthttp.RequestCtx) (code int) {
 	x := g.newExchange(ctx)
 	defer x.rescue()
 	if _, _, problem := x.route(); problem != nil {
-		g.answer(ctx, problem, false)
+		x.answer(problem, false)
 		code = problem.code
 	} else {
 		code = fasthttp.StatusContinue
@@ -57,7 +57,7 @@ func (g *Gateway) handle(ctx *fasthttp.RequestCtx) {
 	defer x.rescue()
 	if problem := x.serve(); problem != nil {
 		x.leave()
-		g.answer(ctx, problem, problem.code != 400 && problem != answerGone && x.requestRead())
+		x.answer(problem, problem.code != 400 && problem != answerGone && x.requestRead())
 		if x.req.close {
 			ctx.SetConnectionClose()
 		}
@@ -90,7 +90,11 @@ func (x *exchange) serve() *answer {
 	if problem := x.proxy(st, picker); problem != nil {
 		return problem
 	}
-	x.respond()
+	if x.ctx.Response.StatusCode() == fasthttp.StatusSwitchingProtocols {
+		x.upgrade()
+	} else {
+		x.respond()
+	}
 	return nil
 }
 
@@ -110,6 +114,9 @@ func (x *exchange) route() (*state, balance.Picker, *answer) {
 	r := st.table.Match(x.req.host, path)
 	if r == nil {
 		return nil, nil, answerNoRoute
+	}
+	if x.redirects(r) {
+		return nil, nil, answerRedirect
 	}
 	if st.pickers[r.Index] == nil {
 		return nil, nil, answerNoEndpoint

@@ -20,6 +20,9 @@ func (x *exchange) appendHead(dst []byte) []byte {
 	}
 	dst = append(dst, "\r\n"...)
 	dst = x.appendFields(dst)
+	if r.upgrade != nil {
+		dst = appendField(dst, "Connection: Upgrade\r\nUpgrade: ", r.upgrade, "")
+	}
 	switch {
 	case r.framing == framingChunked:
 		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
@@ -56,7 +59,7 @@ func (x *exchange) appendFields(dst []byte) []byte {
 		kind        fieldKind
 		name, value string
 	}{
-		{fieldForProto, "X-Forwarded-Proto: ", "http"},
+		{fieldForProto, "X-Forwarded-Proto: ", x.c.scheme},
 		{fieldForPort, "X-Forwarded-Port: ", x.c.localPort},
 		{fieldRealIP, "X-Real-IP: ", x.c.peerText},
 	} {

@@ -75,7 +75,7 @@ func TestLinkLocalPeer(t *testing.T) {
 	e := start(t, Options{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("fe80::/10")}})
 	near, far := net.Pipe()
 	defer far.Close()
-	c := e.newConn(zonedConn{near})
+	c := e.newConn(zonedConn{near}, nil)
 	defer c.Close()
 	if !c.trusted || c.peerText != "fe80::1" || c.localText != "[fe80::2]:80" {
 		t.Errorf("trusted %v, peer %s, local %s, want a trusted fe80::1 at [fe80::2]:80", c.trusted, c.peerText, c.localText)

@@ -17,6 +17,10 @@ type metrics struct {
 	reuses       prometheus.Counter
 	retries      prometheus.Counter
 	acceptErrors prometheus.Counter
+
+	upgraded       prometheus.Gauge
+	handshakes     *prometheus.CounterVec
+	certificateEnd *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -43,6 +47,19 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "sallyport_http_retries_total", Help: "Requests sent again after an endpoint failed to take them."}),
 		acceptErrors: f.NewCounter(prometheus.CounterOpts{
 			Name: "sallyport_http_accept_errors_total", Help: "Client connections that could not be accepted."}),
+		upgraded: f.NewGauge(prometheus.GaugeOpts{
+			Name: "sallyport_http_upgraded_connections",
+			Help: "Client connections that were upgraded, to WebSocket for one, and are open."}),
+		handshakes: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sallyport_gateway_tls_handshakes_total",
+			Help: "TLS handshakes with clients, by result: full, resumed, or why there was none."}, []string{"result"}),
+		certificateEnd: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sallyport_gateway_certificate_expiry_timestamp_seconds",
+			Help: "End of the validity of the certificates that are presented, in Unix time."}, []string{"secret"}),
+	}
+	for _, result := range []string{handshakeFull, handshakeResumed, handshakeTimeout, handshakeNotTLS, handshakeGone,
+		handshakeDistrust, handshakeRefused} {
+		m.handshakes.WithLabelValues(result) // so that it is there, as 0, before the first
 	}
 	for i, class := range []string{"other", "1xx", "2xx", "3xx", "4xx", "5xx"} {
 		m.classes[i] = requests.WithLabelValues(class)

@@ -28,6 +28,9 @@ type request struct {
 	host      []byte // authority without port: what is matched
 	path      []byte // normalised; "*" for OPTIONS *
 	query     []byte // with its question mark
+	target    []byte // path and query as they came, or "*"
+	proto     []byte // what X-Forwarded-Proto says, first
+	upgrade   []byte // the protocols that Upgrade asks for; nil if it is an ordinary request
 	block     []byte // header block as it came
 	fields    []field
 
@@ -56,6 +59,7 @@ func (r *request) read(h *fasthttp.RequestHeader) *answer {
 	r.version1 = !h.IsHTTP11()
 	r.framing, r.length, r.named = framingClose, 0, r.named[:0] // unknown, that is
 	r.hasHost, r.hasSize, r.close, r.trailers = false, false, false, false
+	r.proto, r.upgrade = nil, nil
 	if string(h.Protocol()) != "HTTP/1.1" && string(h.Protocol()) != "HTTP/1.0" {
 		return answerVersion
 	}
@@ -98,6 +102,7 @@ func (r *request) readFields(h *fasthttp.RequestHeader) *answer {
 	if r.framing == framingLength && r.length == 0 {
 		r.framing = framingNone
 	}
+	r.readUpgrade()
 	return nil
 }
 
@@ -127,6 +132,12 @@ func (r *request) note(kind fieldKind, value []byte) *answer {
 		for token, rest := nextToken(value); len(token) > 0 || len(rest) > 0; token, rest = nextToken(rest) {
 			r.trailers = r.trailers || bytes.EqualFold(token, []byte("trailers"))
 		}
+	case fieldUpgrade:
+		r.noteUpgrade(value)
+	case fieldForProto:
+		if r.proto == nil {
+			r.proto, _ = nextToken(value)
+		}
 	case fieldConnection:
 		return r.noteConnection(value)
 	}
@@ -146,6 +157,14 @@ func (r *request) noteConnection(value []byte) *answer {
 		}
 	}
 	return nil
+}
+
+// noteUpgrade takes the field for one that cannot be honoured if it comes twice, which nobody does.
+func (r *request) noteUpgrade(value []byte) {
+	if r.upgrade != nil {
+		value = value[:0]
+	}
+	r.upgrade = value
 }
 
 // isNamed reports whether the Connection field named the field, which makes it one of this hop.
@@ -178,7 +197,7 @@ func (r *request) readTarget(target, host []byte) *answer {
 		return problem
 	}
 	path := target
-	r.query = nil
+	r.query, r.target = nil, target
 	if i := bytes.IndexByte(target, '?'); i >= 0 {
 		path, r.query = target[:i], target[i:]
 	}

@@ -21,8 +21,9 @@ const (
 
 var errInterim = errors.New("the endpoint sent an unexpected interim response")
 
-// readHead reads the header of the final response. Interim responses are dropped, which RFC 9110 15.2 allows; a 101
-// that nobody asked for is an error, or whatever follows would be taken for the answer to another's request.
+// readHead reads the header of the final response, which a 101 that was asked for is. Other interim responses are
+// dropped, which RFC 9110 15.2 allows; a 101 that nobody asked for is an error, or whatever follows would be taken for
+// the answer to another's request.
 func (x *exchange) readHead() error {
 	h := &x.ctx.Response.Header
 	h.SetNoDefaultContentType(true)
@@ -31,6 +32,8 @@ func (x *exchange) readHead() error {
 			return err
 		}
 		switch code := h.StatusCode(); {
+		case code == fasthttp.StatusSwitchingProtocols && x.switches():
+			return nil
 		case code == fasthttp.StatusSwitchingProtocols, code < 100:
 			return errInterim
 		case code >= 200 && len(h.Peek(fasthttp.HeaderDate)) == 0:
@@ -88,7 +91,7 @@ func (x *exchange) respondBody(frame framing, length int) {
 	case frame == framingChunked && x.takeChunks():
 		x.finish()
 	case frame != framingLength && x.req.version1:
-		x.takeOver()
+		x.respondUntilClose()
 	default:
 		if frame != framingLength {
 			length = -1
@@ -178,7 +181,7 @@ func (x *exchange) WriteTo(w io.Writer) (written int64, err error) {
 // relaySome moves what is there, or waits for it.
 func (x *exchange) relaySome(w io.Writer, flusher *bufio.Writer, buf []byte) (int64, error) {
 	br := x.up.br
-	if flusher != nil && br.Buffered() == 0 && x.out.framing == framingLength && x.out.left >= spliceFrom {
+	if x.c.tls == nil && flusher != nil && br.Buffered() == 0 && x.out.framing == framingLength && x.out.left >= spliceFrom {
 		return x.splice(flusher)
 	}
 	n, err := x.gather(buf)
@@ -222,7 +225,8 @@ func (x *exchange) splice(w *bufio.Writer) (int64, error) {
 	return n, x.out.took(n, err)
 }
 
-// brokeOff counts a response that ended before its body did, by whose fault it was.
+// brokeOff comes when a response ends before its body did. It sees to it that the client knows, and counts by whose
+// fault it was.
 func (x *exchange) brokeOff(err error) {
 	reason := reasonClient
 	switch {
@@ -231,6 +235,7 @@ func (x *exchange) brokeOff(err error) {
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errChunk), x.up.peek() == peekClosed:
 		reason = reasonEndpoint
 	}
+	x.c.breakOff()
 	x.g.metrics.errors.WithLabelValues(reason).Inc()
 	x.g.log.Debug("response broke off", "endpoint", x.endpoint.Addr().String(), "reason", reason, "err", err)
 }
@@ -286,19 +291,27 @@ func (x *exchange) finish() {
 	x.leave()
 }
 
-// takeOver writes a response of unknown length to an HTTP/1.0 client, which knows no chunks: the end of the connection
-// is the end of the body.
-func (x *exchange) takeOver() {
+// takeOver has run called, in a goroutine of its own, as soon as earlier responses are written. It is given what the
+// client sends, and the exchange and the connection are closed when it returns.
+func (x *exchange) takeOver(run func(client io.Reader)) {
+	x.c.handover = x // the hijack handler is not called if earlier responses cannot be written
+	x.ctx.HijackSetNoResponse(true)
+	x.ctx.Hijack(func(client net.Conn) {
+		defer x.rescue()
+		x.c.handover = nil
+		run(client)
+		x.Close()
+	})
+}
+
+// respondUntilClose writes a response of unknown length to an HTTP/1.0 client, which knows no chunks: the end of the
+// connection is the end of the body.
+func (x *exchange) respondUntilClose() {
 	h := &x.ctx.Response.Header
 	h.SetConnectionClose()
 	head := bytes.Clone(h.Header())
-	x.c.handover = x // the hijack handler is not called if earlier responses cannot be written
-	x.ctx.HijackSetNoResponse(true)
-	x.ctx.Hijack(func(net.Conn) {
-		defer x.rescue()
-		c := x.c
-		c.handover = nil
-		w := bufio.NewWriter(c)
+	x.takeOver(func(io.Reader) {
+		w := bufio.NewWriter(x.c)
 		_, err := w.Write(head)
 		if err == nil {
 			_, err = x.WriteTo(w)
@@ -307,8 +320,7 @@ func (x *exchange) takeOver() {
 			err = w.Flush()
 		}
 		if err != nil {
-			c.reset()
+			x.c.reset()
 		}
-		x.Close()
 	})
 }

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,22 +41,45 @@ func (l serverLog) Printf(format string, args ...any) {
 	l.log.Debug("http server", "message", fmt.Sprintf(format, args...))
 }
 
-// Listen opens the listeners of Options.Addresses. If one fails, none stays open.
+// A listener is where connections come in; config is nil where HTTP is spoken in clear.
+type listener struct {
+	net.Listener
+	config *tls.Config
+}
+
+// Listen opens the listeners of Options.Addresses and TLSAddresses. If one fails, none stays open.
 func (g *Gateway) Listen() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, address := range g.opt.Addresses {
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			g.closeListeners()
-			return fmt.Errorf("listen for HTTP on %s: %w", address, err)
+	err := g.listen(g.opt.Addresses, "HTTP", nil)
+	if err == nil && len(g.opt.TLSAddresses) > 0 {
+		if g.fallback, err = selfSigned(time.Now()); err == nil {
+			err = g.listen(g.opt.TLSAddresses, "HTTPS", g.newTLSConfig())
 		}
-		g.listeners = append(g.listeners, l)
+	}
+	if err != nil {
+		g.closeListeners()
+	}
+	return err
+}
+
+// listen needs g.mu.
+func (g *Gateway) listen(addresses []string, protocol string, config *tls.Config) error {
+	open := g.opt.Listen
+	if open == nil {
+		open = new(net.ListenConfig).Listen
+	}
+	for _, address := range addresses {
+		l, err := open(context.Background(), "tcp", address)
+		if err != nil {
+			return fmt.Errorf("listen for %s on %s: %w", protocol, address, err)
+		}
+		g.listeners = append(g.listeners, listener{l, config})
 	}
 	return nil
 }
 
-// Addrs returns the addresses that Listen bound, in the order of Options.Addresses.
+// Addrs returns the addresses that Listen bound: those of Options.Addresses in their order, then those of TLSAddresses.
 func (g *Gateway) Addrs() []net.Addr {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -74,25 +98,34 @@ func (g *Gateway) closeListeners() {
 	g.listeners = nil
 }
 
-// Serve accepts connections until ctx ends. It then closes the listeners, answers requests with Connection: close,
-// and returns when all connections have ended, or were cut after DrainTime. Listen comes first. A Gateway serves once.
+// Serve accepts connections until ctx ends, and answers with Connection: close from then on. It returns when all
+// connections have ended, or were cut. Listen comes first. A Gateway serves once.
+//
+// Without Options.Listen the listeners are closed when ctx ends, and what is left after DrainTime is cut. With it, a
+// successor inherits the sockets and the connections that wait in their queue, but maybe not before this gateway has
+// returned. So as long as connections from before go on, new ones are accepted and served; see outlast. Serve then takes
+// up to twice DrainTime.
 func (g *Gateway) Serve(ctx context.Context) error {
-	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
-	var watcher, acceptors, connections sync.WaitGroup
+	background := context.WithoutCancel(ctx)
+	watching, stopWatching := context.WithCancel(background)
+	var watcher, connections sync.WaitGroup
 	watcher.Go(func() { g.watch(watching) })
-	g.mu.Lock()
-	listeners := g.listeners
-	g.mu.Unlock()
-	for _, l := range listeners {
-		acceptors.Go(func() { g.accept(ctx, l, &connections) })
+	stopAccepting := func() {}
+	if g.hold(ctx); ctx.Err() == nil {
+		stopAccepting = g.startAccepting(background, &connections)
 	}
 	<-ctx.Done()
 	g.draining.Store(true)
+	cut := 0
+	if g.opt.Listen != nil {
+		cut = g.outlast()
+	}
+	g.closed.Store(true)
 	g.mu.Lock()
 	g.closeListeners()
 	g.mu.Unlock()
-	acceptors.Wait()
-	cut := g.drain()
+	stopAccepting()
+	cut += g.drain()
 	connections.Wait()
 	stopWatching()
 	watcher.Wait()
@@ -103,14 +136,44 @@ func (g *Gateway) Serve(ctx context.Context) error {
 	return nil
 }
 
-// accept serves each connection of the listener in a goroutine that connections counts, until the listener is closed.
-func (g *Gateway) accept(ctx context.Context, l net.Listener, connections *sync.WaitGroup) {
+// hold waits for the first Reconcile for as long as Options.Hold allows.
+func (g *Gateway) hold(ctx context.Context) {
+	if g.opt.Hold <= 0 {
+		return
+	}
+	timeout := time.NewTimer(g.opt.Hold)
+	defer timeout.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timeout.C:
+	case <-g.reconciled:
+	}
+}
+
+// startAccepting has each listener's connections served in goroutines that connections counts. The function that it
+// returns waits until that has ended, which the listeners have to be closed for.
+func (g *Gateway) startAccepting(ctx context.Context, connections *sync.WaitGroup) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var acceptors sync.WaitGroup
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, l := range g.listeners {
+		acceptors.Go(func() { g.accept(ctx, l, connections) })
+	}
+	return func() {
+		cancel()
+		acceptors.Wait()
+	}
+}
+
+// accept serves each connection of the listener in a goroutine of its own, until the listener is closed.
+func (g *Gateway) accept(ctx context.Context, l listener, connections *sync.WaitGroup) {
 	const pause = 50 * time.Millisecond // after an error such as "too many open files", which passes
 	for {
 		nc, err := l.Accept()
 		switch {
 		case err == nil:
-			c := g.newConn(nc)
+			c := g.newConn(nc, l.config)
 			connections.Go(func() { g.serveConn(c) })
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -126,45 +189,12 @@ func (g *Gateway) accept(ctx context.Context, l net.Listener, connections *sync.
 }
 
 func (g *Gateway) serveConn(c *conn) {
+	if c.tls != nil && !g.handshake(c) {
+		c.Close()
+		return
+	}
 	if err := g.server.ServeConn(c); err != nil {
 		g.log.Debug("connection ended", "peer", c.peer.String(), "err", err)
 	}
 	c.ended.Wait() // a connection taken over by a handler goes on for a while
-}
-
-// drain waits until all connections have ended, cuts what is left after DrainTime and returns the number of those.
-func (g *Gateway) drain() int {
-	g.mu.Lock()
-	g.empty = make(chan struct{})
-	if len(g.conns) == 0 {
-		close(g.empty)
-	}
-	empty := g.empty
-	g.mu.Unlock()
-
-	timeout := time.NewTimer(g.opt.DrainTime)
-	defer timeout.Stop()
-	select {
-	case <-empty:
-		return 0
-	case <-timeout.C:
-	}
-	left := g.connections()
-	for _, c := range left {
-		c.mu.Lock()
-		c.cut()
-		c.mu.Unlock()
-	}
-	return len(left)
-}
-
-// connections returns the open client connections.
-func (g *Gateway) connections() []*conn {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	all := make([]*conn, 0, len(g.conns))
-	for c := range g.conns {
-		all = append(all, c)
-	}
-	return all
 }

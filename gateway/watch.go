@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"net"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -20,24 +21,24 @@ func (c clock) now() uint32 { return c.ticks.Load() }
 
 // limits are the time limits of Options in ticks.
 type limits struct {
-	head, idle, read, response, stream, write, backendIdle uint32
-	probe                                                  uint32 // without progress, before it is asked whether the client is still there
-	drainIdle                                              uint32 // an idle connection is left open for this long while draining
+	head, idle, read, response, stream, write, backendIdle, upgrade uint32
+	probe                                                           uint32 // without progress, before it is asked whether the client is still there
+	drainIdle                                                       uint32 // an idle connection is left open for this long while draining
 }
 
 // newClock returns a clock whose tick is short against the time limits.
 func newClock(o Options) (clock, limits) {
 	tick := 100 * time.Millisecond
 	for _, d := range []time.Duration{o.HeaderTimeout, o.IdleTimeout, o.ReadTimeout, o.ResponseTimeout,
-		o.StreamTimeout, o.WriteTimeout, o.BackendIdleTimeout} {
+		o.StreamTimeout, o.WriteTimeout, o.BackendIdleTimeout, o.UpgradeIdleTimeout} {
 		tick = min(tick, max(d/4, time.Millisecond))
 	}
 	ticks := func(d time.Duration) uint32 { return uint32((d + tick - 1) / tick) }
 	return clock{tick: tick, ticks: new(atomic.Uint32)}, limits{
 		head: ticks(o.HeaderTimeout), idle: ticks(o.IdleTimeout), read: ticks(o.ReadTimeout),
 		response: ticks(o.ResponseTimeout), stream: ticks(o.StreamTimeout), write: ticks(o.WriteTimeout),
-		backendIdle: ticks(o.BackendIdleTimeout),
-		probe:       ticks(250 * time.Millisecond), drainIdle: ticks(500 * time.Millisecond),
+		backendIdle: ticks(o.BackendIdleTimeout), upgrade: ticks(o.UpgradeIdleTimeout),
+		probe: ticks(250 * time.Millisecond), drainIdle: ticks(500 * time.Millisecond),
 	}
 }
 
@@ -72,11 +73,17 @@ func (c *conn) check(now uint32) {
 		return
 	}
 	switch c.phase {
+	case phaseHandshake:
+		c.checkHandshake(now - c.since)
 	case phaseHead:
 		c.checkHead(now - c.since)
 	case phaseIdle:
 		if quiet > limit.idle || c.g.draining.Load() && quiet > limit.drainIdle {
-			c.Conn.Close()
+			c.hangUp()
+		}
+	case phaseTunnel:
+		if quiet > limit.upgrade {
+			c.checkTunnel(now)
 		}
 	case phaseWait:
 		switch uploading := c.reading.Load(); {
@@ -119,38 +126,61 @@ func (c *conn) checkTaken() {
 
 // acknowledged returns how many bytes the client has acknowledged, plus one.
 func (c *conn) acknowledged() uint64 {
-	sc, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return 0
+	if info := tcpInfo(c.socket); info != nil {
+		return info.Bytes_acked + 1
 	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	var acked uint64
-	_ = raw.Control(func(fd uintptr) { // an error means that the socket is closed
-		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			acked = info.Bytes_acked + 1
-		}
+	return 0
+}
+
+// tcpInfo returns what the kernel knows about a socket, or nil if it is closed.
+func tcpInfo(socket net.Conn) *unix.TCPInfo {
+	var info *unix.TCPInfo
+	control(socket, func(fd uintptr) {
+		info, _ = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	})
-	return acked
+	return info
+}
+
+// control calls f with the descriptor of the socket, unless that is closed.
+func control(socket net.Conn, f func(fd uintptr)) {
+	if sc, ok := socket.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			_ = raw.Control(f)
+		}
+	}
+}
+
+// checkHandshake ends a handshake that takes too long. While it goes on, the connection is not HTTP's yet and nobody
+// has to be told.
+func (c *conn) checkHandshake(age uint32) {
+	if age <= c.patience() {
+		return
+	}
+	if info := tcpInfo(c.socket); age > c.g.limits.head || info == nil || info.Bytes_received == 0 {
+		c.verdict = verdictSlowClient
+		c.socket.Close()
+	}
 }
 
 // checkHead ends the wait for a request's header: with 408 if some of it came, else without a word.
 func (c *conn) checkHead(age uint32) {
-	limit := c.g.limits.head
-	if c.received.Load() {
-		if age > limit {
-			_ = c.SetReadDeadline(past)
+	switch {
+	case !c.received.Load():
+		if age > c.patience() {
+			c.hangUp()
 		}
-		return
+	case age > c.g.limits.head:
+		_ = c.SetReadDeadline(past)
 	}
-	if c.g.draining.Load() {
-		limit = c.g.limits.drainIdle
+}
+
+// patience is how long a connection may stay without sending anything. One that is accepted has a claim to be served,
+// but not to hold up the end of the gateway.
+func (c *conn) patience() uint32 {
+	if c.g.closed.Load() || c.g.draining.Load() && !c.late {
+		return c.g.limits.drainIdle
 	}
-	if age > limit {
-		c.Conn.Close()
-	}
+	return c.g.limits.head
 }
 
 // end closes the upstream connection, which wakes the handler. It needs c.mu.
@@ -159,24 +189,31 @@ func (c *conn) end(v verdict) {
 		return
 	}
 	c.verdict = v
-	c.up.tcp.Close()
+	c.up.abort()
 }
 
 // past is a deadline that wakes a Read at once.
 var past = time.Unix(1, 0)
 
 // gone asks every now and then whether the client has closed its side. A client that only half-closes counts as gone,
-// as with nginx and net/http: to tell it apart would mean to keep working for all that left.
+// as with nginx and net/http: to tell it apart would mean to keep working for all that left. Over TLS the end of the
+// connection is behind a close_notify that nobody has read yet, so it is the kernel that is asked.
 func (c *conn) gone(now uint32) bool {
-	if now%c.g.limits.probe != 0 {
+	switch {
+	case now%c.g.limits.probe != 0:
 		return false
+	case c.tls == nil:
+		return peek(c.socket) == peekClosed
 	}
-	sc, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	raw, err := sc.SyscallConn()
-	return err == nil && new(peeker).peek(raw) == peekClosed
+	info := tcpInfo(c.socket)
+	return info == nil || info.State != unix.BPF_TCP_ESTABLISHED
+}
+
+// peek looks at a socket as peeker does; it allocates.
+func peek(socket net.Conn) peekResult {
+	p := peeker{result: peekClosed}
+	control(socket, p.recv)
+	return p.result
 }
 
 // A peekResult says what a socket has for its reader.

@@ -1,0 +1,200 @@
+package gateway
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// readUpgrade decides whether the request's wish for another protocol (RFC 9110 7.8) is passed on. If not, the request
+// is an ordinary one, as a server may always take it. A body would have to be read before the protocol changes, and
+// HTTP and TLS are spoken with the gateway, not past it: h2c is how requests were smuggled past proxies.
+func (r *request) readUpgrade() {
+	if r.upgrade == nil {
+		return
+	}
+	wanted := len(r.upgrade) > 0 && !r.version1 && r.framing == framingNone && string(r.method) != fasthttp.MethodHead && r.isNamed([]byte("upgrade"))
+	for protocol, rest := nextToken(r.upgrade); wanted && (len(protocol) > 0 || len(rest) > 0); protocol, rest = nextToken(rest) {
+		wanted = passable(protocol)
+	}
+	if !wanted {
+		r.upgrade = nil
+	}
+}
+
+// passable reports whether the protocol, a name with or without a version, can be spoken through the gateway.
+func passable(protocol []byte) bool {
+	name, version, versioned := bytes.Cut(protocol, []byte{'/'})
+	if !isToken(name) || versioned && !isToken(version) {
+		return false
+	}
+	for _, own := range []string{"h2c", "h2", "http", "tls"} {
+		if bytes.EqualFold(name, []byte(own)) {
+			return false
+		}
+	}
+	return true
+}
+
+// switches reports whether the response changes to a protocol that the client asked for.
+func (x *exchange) switches() bool {
+	to := x.ctx.Response.Header.Peek(fasthttp.HeaderUpgrade)
+	for protocol, rest := nextToken(x.req.upgrade); len(protocol) > 0 || len(rest) > 0; protocol, rest = nextToken(rest) {
+		if bytes.EqualFold(protocol, to) {
+			return true
+		}
+	}
+	return false
+}
+
+// upgrade relays the protocol that the endpoint has switched to, on connections that nothing else will use. It goes on
+// whatever happens to the route and the endpoint in later snapshots.
+func (x *exchange) upgrade() {
+	x.leave()
+	x.g.metrics.countCode(fasthttp.StatusSwitchingProtocols)
+	x.c.enter(phaseTunnel, x.up)
+	head := appendSwitch(nil, &x.ctx.Response.Header)
+	x.takeOver(func(client io.Reader) {
+		x.g.metrics.upgraded.Inc()
+		defer x.g.metrics.upgraded.Dec()
+		x.tunnel(head, client)
+	})
+}
+
+// appendSwitch appends the header block of a 101, whose protocol is the only field of the hop in it.
+func appendSwitch(dst []byte, h *fasthttp.ResponseHeader) []byte {
+	protocol := bytes.Clone(h.Peek(fasthttp.HeaderUpgrade))
+	cleanResponse(h)
+	dst = append(dst, "HTTP/1.1 101 Switching Protocols\r\n"...)
+	for name, value := range h.All() {
+		if kind := kindOf(name); kind != fieldPlain && kind != fieldAuthority {
+			continue
+		}
+		if rest, ok := bytes.CutPrefix(name, []byte("Sec-Websocket-")); ok {
+			name = append([]byte("Sec-WebSocket-"), rest...) // some clients know no other spelling than RFC 6455's
+		}
+		dst = append(append(dst, name...), ": "...)
+		dst = append(append(dst, value...), "\r\n"...)
+	}
+	return append(append(append(dst, "Connection: Upgrade\r\nUpgrade: "...), protocol...), "\r\n\r\n"...)
+}
+
+// tunnel sends the header of the response and relays both ways until both sides have ended, or one has failed. early is
+// the client: it may have sent something on the heels of its request.
+func (x *exchange) tunnel(head []byte, early io.Reader) {
+	c, tcp := x.c, x.up.tcp
+	client, ok := c.Conn.(duplex)
+	if !ok || x.sendBuffered(head) != nil || x.forwardEarly(early) != nil {
+		c.reset()
+		return
+	}
+	x.up.br, x.up.head = nil, nil // a tunnel can be idle for long
+	var replies sync.WaitGroup
+	fail := func(err error) {
+		if err != nil { // what was cut off must not look complete
+			c.mu.Lock()
+			c.cut()
+			c.mu.Unlock()
+		}
+	}
+	replies.Go(func() { fail(pass(client, tcp)) })
+	fail(pass(tcp, client))
+	replies.Wait()
+	tcp.Close() // and no reset, which would overtake what was sent last
+}
+
+// sendBuffered sends the client the header and what came with it.
+func (x *exchange) sendBuffered(head []byte) error {
+	more, _ := x.up.br.Peek(x.up.br.Buffered())
+	_, err := x.c.Conn.Write(append(head, more...))
+	return err
+}
+
+// forwardEarly sends the endpoint what was read from the client already, behind the request.
+func (x *exchange) forwardEarly(early io.Reader) error {
+	_ = x.c.SetReadDeadline(past) // the end of what is in buffers
+	if _, err := io.Copy(x.up.tcp, early); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return x.c.SetReadDeadline(time.Time{})
+}
+
+// duplex is a connection either direction of which can end by itself: TCP by FIN, TLS by close_notify.
+type duplex interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// pass moves what src sends to dst until src ends, and then ends dst's incoming direction. Between two TCP connections,
+// what comes in bulk is moved by the kernel, and nothing is held while there is nothing to move: most tunnels are idle.
+func pass(dst, src duplex) error {
+	to, toTCP := dst.(*net.TCPConn)
+	from, fromTCP := src.(*net.TCPConn)
+	for {
+		if fromTCP {
+			if err := awaitBytes(from); err != nil {
+				return err
+			}
+		}
+		bulk, err := passSome(dst, src)
+		if err == nil && bulk && fromTCP && toTCP {
+			_, err = to.ReadFrom(&io.LimitedReader{R: from, N: spliceStep})
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			_ = dst.CloseWrite() // fails if dst was reset, and the other direction sees to that
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// passSome moves what there is, and reports whether there is likely to be more.
+func passSome(dst io.Writer, src io.Reader) (bulk bool, err error) {
+	buf := copyBuffers.Get().(copyBuffer)
+	defer copyBuffers.Put(buf)
+	n, err := src.Read(buf[:])
+	if n > 0 {
+		if _, writeErr := dst.Write(buf[:n]); writeErr != nil {
+			return false, writeErr
+		}
+	}
+	return n == len(buf), err
+}
+
+// awaitBytes waits until the connection has something to read, be it its end.
+func awaitBytes(c *net.TCPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var p peeker
+	return raw.Read(func(fd uintptr) bool {
+		p.result = peekClosed
+		p.recv(fd)
+		return p.result != peekNothing
+	})
+}
+
+// checkTunnel ends an upgraded connection that has been silent for too long. How long that was the kernel knows, so that
+// relaying need not keep count. It needs c.mu.
+func (c *conn) checkTunnel(now uint32) {
+	client, endpoint := tcpInfo(c.socket), tcpInfo(c.up.tcp)
+	if client == nil || endpoint == nil {
+		return // it is about to end
+	}
+	silent := time.Duration(min(client.Last_data_recv, endpoint.Last_data_recv)) * time.Millisecond
+	if silent < c.g.opt.UpgradeIdleTimeout {
+		c.progress.Store(now - uint32(silent/c.g.clock.tick))
+		return
+	}
+	c.g.metrics.errors.WithLabelValues(reasonLimit).Inc()
+	c.cut()
+}
