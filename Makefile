@@ -1,6 +1,8 @@
 # Sallyport. "make help" lists the targets.
 
 LAB_TOOLS = iptables=iptables nft=nftables ip=iproute2 conntrack=conntrack curl=curl git=git sysctl=procps gcc=build-essential
+PACKAGE_TOOLS = go=golang dpkg-deb=dpkg debootstrap=debootstrap systemd-nspawn=systemd-container lintian=lintian mandoc=mandoc \
+	systemd-analyze=systemd ip=iproute2 nsenter=util-linux
 LINT      = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # Tests that need root and the lab fail, rather than skip, when root runs them.
 ifeq ($(shell id -u),0)
@@ -49,8 +51,17 @@ lab-build:
 deps:
 	@.ci/deps $(LAB_TOOLS)
 
+deb: ## bin/sallyport_VERSION_ARCH.deb, the Debian package
+	@.ci/deps go=golang git=git dpkg-deb=dpkg
+	@mkdir -p bin
+	deploy/debian/build bin
+
+package-test: ## the package on a Debian of its own: restarts under load, kill, upgrade, purge; needs root
+	@.ci/deps $(PACKAGE_TOOLS)
+	SALLYPORT_PACKAGE=required go test -count=1 ./bench/package
+
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-.PHONY: run build test unit check vet lint golden bench lab lab-build deps help
+.PHONY: run build test unit check vet lint golden bench lab lab-build deps deb package-test help
 .DEFAULT_GOAL := help

@@ -1,0 +1,251 @@
+package deb
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+const manifests = `
+apiVersion: v1
+kind: Node
+metadata: {name: node-1}
+spec: {podCIDR: 10.244.1.0/24, podCIDRs: [10.244.1.0/24]}
+status: {addresses: [{type: InternalIP, address: ` + nodeAddress + `}], conditions: [{type: Ready, status: "True"}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec: {type: LoadBalancer, loadBalancerIP: ` + vip + `, ports: [{name: http, port: 80, nodePort: 30080}, {name: echo, port: 9000, nodePort: 30090}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: default, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}, {name: echo, port: 9000}]
+endpoints: [{addresses: [` + podAddress + `], nodeName: node-1}]
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: web, namespace: default, annotations: {kubernetes.io/ingress.class: sallyport}}
+spec: {rules: [{host: web.example.com, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {name: http}}}}]}}]}
+`
+
+const configuration = `
+reach: pods # there is no kube-proxy that would answer on the node
+loadBalancer: {ipAddressPools: [{name: public, addresses: [203.0.113.0/28]}]}
+`
+
+// TestPackage is the life of an edge, in order: a step that fails ends it.
+func TestPackage(t *testing.T) {
+	required(t)
+	m := boot(t, filepath.Dir(pack(t)))
+	serve(t, m.outside)
+	before := m.inventory()
+	for _, step := range []struct {
+		name string
+		run  func(*machine)
+	}{
+		{"installs without being configured", (*machine).install},
+		{"starts as its own user", (*machine).start},
+		{"serves", (*machine).serves},
+		{"restarts without failing a request", (*machine).restart},
+		{"comes back when killed, on the same sockets", (*machine).kill},
+		{"is upgraded without failing a request", (*machine).upgrade},
+		{"runs with iptables-legacy", (*machine).legacy},
+		{"runs in user space without other privileges", (*machine).userspace},
+		{"is removed with all that is in the kernel", (*machine).remove},
+	} {
+		if !t.Run(step.name, func(t *testing.T) { step.run(m.in(t)) }) {
+			return
+		}
+	}
+	t.Run("purge leaves nothing", func(t *testing.T) { m.in(t).purge(before) })
+}
+
+// pack builds the package into a folder of its own.
+func pack(t *testing.T) string {
+	t.Helper()
+	cmd := exec.Command("../../deploy/debian/build", t.TempDir())
+	cmd.Stderr = os.Stderr
+	deb, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(deb))
+}
+
+func TestLintian(t *testing.T) {
+	required(t)
+	if out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", pack(t)).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func (m *machine) install() {
+	m.sh("dpkg --install /srv/*.deb")
+	if got := m.sh("systemctl is-enabled sallyport"); got != "enabled" {
+		m.t.Errorf("the unit is %s", got)
+	}
+	if got := m.property("ActiveState", "ConditionResult", "Result"); got != "inactive no success" {
+		m.t.Errorf("without a kubeconfig the unit is %s", got)
+	}
+	if got := m.sh("systemd-analyze verify sallyport.service"); got != "" {
+		m.t.Errorf("the unit: %s", got)
+	}
+	if got := m.sh("cd /etc/sallyport && stat --format '%n %a %U:%G' . *"); got != ". 750 root:sallyport\nsallyport.yaml 640 root:sallyport" {
+		m.t.Errorf("the configuration is readable by others than root and the service:\n%s", got)
+	}
+}
+
+func (m *machine) start() {
+	m.write("/etc/sallyport/manifests/all.yaml", manifests)
+	m.write("/etc/sallyport/sallyport.yaml", configuration)
+	m.dropIn("manifests")
+	m.sh("chgrp -R sallyport /etc/sallyport && systemctl start sallyport")
+	m.credentials("sallyport", 1<<10|1<<12|1<<13) // CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW
+}
+
+// credentials checks the running process: its user, its capabilities by bit, and that it is confined.
+func (m *machine) credentials(user string, capabilities uint64) {
+	m.t.Helper()
+	mask := fmt.Sprintf("%016x", capabilities)
+	want := strings.Join([]string{"Uid: " + m.sh("id -u "+user), "CapPrm: " + mask, "CapBnd: " + mask, "NoNewPrivs: 1", "Seccomp: 2"}, "\n")
+	got := m.sh(`awk '$1 ~ /^(Uid|CapPrm|CapBnd|NoNewPrivs|Seccomp):$/ { print $1, $2 }' /proc/$(systemctl show --value --property MainPID sallyport)/status`)
+	if got != want {
+		m.t.Errorf("the process has\n%s\nwant\n%s", got, want)
+	}
+}
+
+// dropIn installs one of the package's examples, as it says itself.
+func (m *machine) dropIn(name string) {
+	m.t.Helper()
+	m.sh("install -D -m 644 -t /etc/systemd/system/sallyport.service.d /usr/share/doc/sallyport/examples/systemd/" + name + ".conf && systemctl daemon-reload")
+}
+
+func (m *machine) serves() {
+	c := m.outside.HTTPClient()
+	for _, address := range []string{machineAddress + ":30080", vip, machineAddress} {
+		if err := get(c, "http://"+address+"/", "web.example.com"); err != nil {
+			m.t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
+func (m *machine) restart() {
+	during(m.t, m.outside, func() {
+		for range 3 {
+			m.sh("systemctl restart sallyport")
+		}
+	}).none(m.t)
+}
+
+// kill fails what is under way in the process, but no connection is refused and the kernel goes on.
+func (m *machine) kill() {
+	old := m.property("MainPID")
+	l := during(m.t, m.outside, func() {
+		m.sh("systemctl kill --signal KILL sallyport")
+		until(m.t, "it has started again", func() error {
+			if got := m.property("MainPID", "ActiveState"); got == old+" active" || !strings.HasSuffix(got, " active") {
+				return fmt.Errorf("MainPID %s, was %s", got, old)
+			}
+			return nil
+		})
+	})
+	cutOff := len(l.failed)
+	l.failed = slices.DeleteFunc(l.failed, cut)
+	l.none(m.t)
+	if cutOff -= len(l.failed); cutOff > 4 {
+		m.t.Errorf("%d requests were cut off, by a process that had no more than 4 at once", cutOff)
+	}
+}
+
+// cut is a request whose process died.
+func cut(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+}
+
+func (m *machine) upgrade() {
+	old := m.property("MainPID")
+	during(m.t, m.outside, func() { m.sh("dpkg --install /srv/*.deb") }).none(m.t)
+	if m.property("MainPID") == old {
+		m.t.Error("the old program still runs")
+	}
+}
+
+func (m *machine) legacy() {
+	m.dropIn("legacy")
+	m.write("/etc/sallyport/sallyport.yaml", configuration+"l4: {iptablesBackend: legacy}\n")
+	m.sh("systemctl restart sallyport")
+	m.credentials("root", 1<<10|1<<12|1<<13)
+	m.serves()
+	if rules := m.sh("iptables-legacy-save"); !strings.Contains(rules, "SALLY-") {
+		m.t.Errorf("no rules in legacy: %s", rules)
+	}
+	m.sh("rm /etc/systemd/system/sallyport.service.d/legacy.conf && systemctl daemon-reload")
+}
+
+func (m *machine) userspace() {
+	m.sh("systemctl stop sallyport && sallyport cleanup && ip route add 10.244.1.0/24 via " + nodeAddress)
+	m.dropIn("userspace")
+	m.write("/etc/sallyport/sallyport.yaml", configuration+"l4: {dataplane: userspace}\n")
+	m.sh("systemctl start sallyport")
+	m.credentials("sallyport", 1<<10)
+	if err := get(m.outside.HTTPClient(), "http://"+machineAddress+":30080/", ""); err != nil {
+		m.t.Error(err)
+	}
+	m.sh("systemctl stop sallyport && rm /etc/systemd/system/sallyport.service.d/userspace.conf && systemctl daemon-reload && ip route del 10.244.1.0/24")
+	m.write("/etc/sallyport/sallyport.yaml", configuration)
+	m.sh("systemctl start sallyport")
+	m.serves()
+}
+
+func (m *machine) remove() {
+	m.sh("dpkg --remove sallyport")
+	kernel := m.sh("iptables-save; iptables-legacy-save; ip link; ip route; ip address")
+	for _, ours := range []string{"SALLY-", "sally0", "10.244.1.0", vip} {
+		if strings.Contains(kernel, ours) {
+			m.t.Errorf("%s is left in\n%s", ours, kernel)
+		}
+	}
+	if got := m.sh("cat /proc/sys/net/ipv4/ip_forward"); got != "0" {
+		m.t.Errorf("ip_forward is %s, was 0 before", got)
+	}
+	m.sh("test -f /etc/sallyport/sallyport.yaml")
+}
+
+func (m *machine) purge(before []string) {
+	m.sh("dpkg --purge sallyport && rm -r /etc/systemd/system/sallyport.service.d && systemctl daemon-reload")
+	for _, line := range m.inventory() {
+		if _, known := slices.BinarySearch(before, line); !known {
+			m.t.Errorf("left behind: %s", line)
+		}
+	}
+}
+
+// inventory lists all files outside of logs and dpkg's own books, all users and groups, and what systemd knows, ordered.
+func (m *machine) inventory() []string {
+	m.t.Helper()
+	files := m.sh("find / /run -xdev ! -path '/proc/*' ! -path '/sys/*' ! -path '/var/log/*' ! -path '/run/log/*' ! -path '/var/cache/*' ! -path '/var/lib/dpkg/*' ! -path '/tmp/*'")
+	names := m.sh("getent passwd; getent group; systemctl list-unit-files --no-legend 'sally*'; systemctl list-units --all --no-legend 'sally*'")
+	lines := strings.Split(files+"\n"+names, "\n")
+	slices.Sort(lines)
+	return lines
+}
+
+// property is what systemd knows of the service, separated by spaces.
+func (m *machine) property(names ...string) string {
+	m.t.Helper()
+	var values []string
+	for _, name := range names {
+		values = append(values, m.sh("systemctl show --value --property "+name+" sallyport"))
+	}
+	return strings.Join(values, " ")
+}
