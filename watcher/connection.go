@@ -25,6 +25,7 @@ import (
 type connection struct {
 	o        Options
 	config   *rest.Config
+	base     http.RoundTripper // config's, for requests that are not the informers'
 	client   kubernetes.Interface
 	identity *identity // shared by an API's connections
 	gate     *gate
@@ -61,6 +62,7 @@ func newConnection(config *rest.Config, o Options, id *identity) (*connection, e
 	if err != nil {
 		return nil, fmt.Errorf("make a client for %s: %w", config.Host, err)
 	}
+	c.base = base
 	// The outermost, because an exec plugin can fail too.
 	client, err := kubernetes.NewForConfigAndClient(config, &http.Client{Transport: observed{base, c}, Timeout: config.Timeout})
 	if err != nil {
