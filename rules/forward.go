@@ -52,7 +52,7 @@ func (k *Kernel) learnRouter(ctx context.Context) error {
 		if alone, err = turnedOn(ctx, k.flavour.backend); err != nil {
 			return err
 		}
-		other, _ := turnedOn(ctx, k.otherBackend()) // leaveOther tells of one that cannot be read
+		other, _ := turnedOn(ctx, k.flavour.backend.other()) // leaveOther tells of one that cannot be read
 		alone = alone || other
 	}
 	k.o.Router, k.learnt = !alone, true

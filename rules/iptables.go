@@ -60,6 +60,14 @@ func backendOf(command string) (Backend, error) {
 	}
 }
 
+// checkUser fails where a backend would not work for this user, whatever its capabilities.
+func (f flavour) checkUser() error {
+	if f.backend == BackendLegacy && os.Geteuid() != 0 {
+		return errors.New("iptables-legacy needs root: run as root, or set l4.iptablesBackend: nft")
+	}
+	return nil
+}
+
 // restore applies one table's change, whole or not at all. It dies with us: what a successor writes must stay.
 func (f flavour) restore(ctx context.Context, change []byte) error {
 	cmd := exec.CommandContext(ctx, f.command+"-restore", "--noflush", "-w", lockWait)

@@ -56,6 +56,9 @@ func NewKernel(o Options) (*Kernel, error) {
 	if k.flavour.backend == BackendNFT {
 		k.flavour.mute = k.nft.mute
 	}
+	if err := k.flavour.checkUser(); err != nil {
+		return nil, err
+	}
 	if k.ipt, err = iptables.New(iptables.Path(k.flavour.command), iptables.Timeout(5)); err != nil {
 		return nil, fmt.Errorf("run %s: %w", k.flavour.command, err)
 	}
@@ -216,7 +219,7 @@ func isHook(line string) bool {
 // leaveOther removes our rules from the other backend, where a run with another setting may have left them. One that is
 // installed, but that the kernel does not have, cannot be read and holds none.
 func (k *Kernel) leaveOther(ctx context.Context) error {
-	other := k.otherBackend()
+	other := k.flavour.backend.other()
 	f, err := findFlavour(other)
 	if err != nil {
 		return nil
@@ -233,13 +236,6 @@ func (k *Kernel) leaveOther(ctx context.Context) error {
 		k.log.InfoContext(ctx, "rules of the other backend removed", "backend", other, "removed", removed)
 	}
 	return err
-}
-
-func (k *Kernel) otherBackend() Backend {
-	if k.flavour.backend == BackendLegacy {
-		return BackendNFT
-	}
-	return BackendLegacy
 }
 
 // isNews says whether something is worth a line in the log: unless the last thing about it was the same.

@@ -26,6 +26,14 @@ const (
 	BackendLegacy Backend = "legacy" // iptables-legacy, over ip_tables
 )
 
+// other is the one of the two that b is not.
+func (b Backend) other() Backend {
+	if b == BackendLegacy {
+		return BackendNFT
+	}
+	return BackendLegacy
+}
+
 // SNAT says when the source address of a forwarded connection is replaced by one of the edge.
 type SNAT string
 
@@ -50,6 +58,10 @@ type Options struct {
 	Reach model.Reach
 	// VIPPorts are the TCP ports that L7 serves on VIPs. Whatever else is sent to a VIP is refused, ICMP aside.
 	VIPPorts []uint16
+	// L7Ports are the TCP ports that L7 listens on: Inspect says how to open them.
+	L7Ports []uint16
+	// APIServers are addresses of API servers, which a Service or Node cannot take for itself.
+	APIServers []netip.Addr
 	// Link is the name of the link for VIPs; empty is DefaultLink.
 	Link string
 	// Mark is the top byte of the packet and connection marks that are Sallyport's; 0 is DefaultMark.

@@ -1,0 +1,252 @@
+package rules
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A Finding is something on this machine that may get in Sallyport's way, or that it depends on.
+type Finding struct {
+	Subject string `json:"subject"` // what it is about, such as "firewalld"
+	Message string `json:"message"` // what was found, what follows from it and what to do; commands on lines of their own
+}
+
+// Inspect looks for what may get in the way of the dataplane and of L7's ports (Options.L7Ports): other firewalls, rules of the
+// other iptables backend, kernel settings. It changes nothing. What it may not read is itself a finding; the only error is that
+// of ctx.
+func Inspect(ctx context.Context, o Options) ([]Finding, error) {
+	i := &inspection{o: o.withDefaults()}
+	i.forwarding()
+	i.reversePathFilter()
+	i.conntrack()
+	if err := checkPrivilege(); err != nil {
+		i.add("privileges", "The rules cannot be read, so other firewalls are not looked for: %v", err)
+		return i.findings, ctx.Err()
+	}
+	i.iptables(ctx)
+	i.nftables()
+	i.firewalls()
+	return i.findings, ctx.Err()
+}
+
+// An inspection collects findings.
+type inspection struct {
+	o        Options
+	own      dump        // of the backend that Sallyport uses
+	other    dump        // of the other one
+	chains   []baseChain // of nf_tables, those of iptables-nft aside
+	findings []Finding
+}
+
+func (i *inspection) add(subject, format string, args ...any) {
+	i.findings = append(i.findings, Finding{subject, fmt.Sprintf(format, args...)})
+}
+
+func (i *inspection) forwarding() {
+	on, err := forwarding()
+	switch {
+	case err != nil:
+		i.add("ip_forward", "%v", err)
+	case !on:
+		i.add("ip_forward", "Off. Sallyport turns it on, and then forwards nothing but its own connections. "+
+			"Where it must not write settings, set it beforehand:\necho net.ipv4.ip_forward=1 > /etc/sysctl.d/90-sallyport.conf && sysctl --system")
+	}
+}
+
+// reversePathFilter looks for links on which answers may be dropped (RFC 3704 strict mode). The stricter of a link's own
+// setting and the one for all counts, where 2, loose, is the highest.
+func (i *inspection) reversePathFilter() {
+	links, err := netlink.LinkList()
+	if err != nil {
+		i.add("rp_filter", "links cannot be listed: %v", err)
+		return
+	}
+	var strict []string
+	uplinks := 0
+	for _, l := range links {
+		name := l.Attrs().Name
+		if addrs, err := linkAddrs(l); err != nil || len(addrs) == 0 || name == "lo" || name == i.o.Link {
+			continue
+		}
+		uplinks++
+		if max(rpFilter("all"), rpFilter(name)) == 1 {
+			strict = append(strict, name)
+		}
+	}
+	if uplinks < 2 || len(strict) == 0 {
+		return
+	}
+	message := fmt.Sprintf("Strict on %s: packets are dropped there whose source is routed by another link, "+
+		"such as those of clients with a second way to this machine. If there are such, set it to loose:", strings.Join(strict, ", "))
+	for _, name := range strict {
+		message += "\nsysctl -w net.ipv4.conf." + name + ".rp_filter=2"
+	}
+	i.add("rp_filter", "%s", message)
+}
+
+func rpFilter(link string) int {
+	n, _ := readNumber("/proc/sys/net/ipv4/conf/" + link + "/rp_filter")
+	return n
+}
+
+// conntrack compares the size of the connection table with what is in it. Each connection through L4 takes one entry.
+func (i *inspection) conntrack() {
+	const small = 65536
+	size, err := readNumber("/proc/sys/net/netfilter/nf_conntrack_max")
+	if err != nil {
+		return // the module is loaded with the first rule
+	}
+	used, _ := readNumber("/proc/sys/net/netfilter/nf_conntrack_count")
+	if size < small || used > size/4*3 {
+		i.add("conntrack", "%d of %d connections are used, and new ones are dropped when all are. Make room:\nsysctl -w net.netfilter.nf_conntrack_max=%d",
+			used, size, max(4*small, 2*size))
+	}
+}
+
+func readNumber(path string) (int, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
+}
+
+// iptables reads the rules of both backends.
+func (i *inspection) iptables(ctx context.Context) {
+	own, err := findFlavour(i.o.Backend)
+	if err != nil {
+		i.add("iptables", "%v", err)
+		return
+	}
+	if err := own.checkUser(); err != nil {
+		i.add("iptables", "%v", err)
+	} else if i.own, err = own.dump(ctx); err != nil {
+		i.add(own.command, "The rules cannot be read: %v", err)
+	}
+	other, err := findFlavour(own.backend.other())
+	if err != nil {
+		return // not installed
+	}
+	if i.other, err = other.dump(ctx); err != nil {
+		i.add(other.command, "The rules cannot be read: %v", err)
+	}
+	i.otherRules(other, own)
+	i.early(own)
+}
+
+// otherRules reports rules of the other backend: the kernel asks both, and what one drops is dropped.
+func (i *inspection) otherRules(f, own flavour) {
+	count, tables := i.other.foreign()
+	if count > 0 {
+		i.add(f.command, "%d rules in %s: the kernel asks them beside those of %s, and what either drops is dropped. See %s-save.",
+			count, strings.Join(tables, ", "), own.command, f.command)
+	}
+	accept := i.o.acceptForwarded("FORWARD")
+	if i.other.policy("filter", "FORWARD") == "DROP" && !i.other.holds("filter", accept...) {
+		message := "The policy of FORWARD is DROP, which Sallyport's rules in the other backend cannot overrule. Let its connections pass:"
+		for _, rule := range accept {
+			message += "\n" + f.command + " -I " + rule
+		}
+		i.add(f.command, "%s", message)
+	}
+	if i.other.policy("filter", "INPUT") == "DROP" {
+		i.openPorts(f.command, "The policy of INPUT is DROP.", f.command+openInput, ",")
+	}
+}
+
+// openInput is a command of iptables, but for the command itself.
+const openInput = " -I INPUT -p tcp -m multiport --dports %s -j ACCEPT"
+
+// acceptForwarded gives rules that accept Sallyport's connections, the first packet by its mark and all that follow by that
+// of the connection.
+func (o Options) acceptForwarded(chain string) []string {
+	return []string{
+		chain + " -m mark --mark " + markValue(o.owner()|verdictMasquerade, verdictMask) + " -j ACCEPT",
+		chain + " -m connmark --mark " + markValue(o.owner(), ownerMask) + " -j ACCEPT",
+	}
+}
+
+// early reports what decides before Sallyport does in its own backend.
+func (i *inspection) early(f flavour) {
+	if i.own.policy("filter", "FORWARD") == "DROP" {
+		i.add("FORWARD", "Its policy is DROP. Sallyport's connections are accepted before that, so there is nothing to do.")
+	}
+	if i.own.policy("filter", "INPUT") == "DROP" && !i.own.hasChain("ufw-") {
+		i.openPorts("INPUT", "Its policy is DROP.", f.command+openInput, ",")
+	}
+	for _, h := range hooks {
+		if before := i.own.before(h); before > 0 {
+			i.add(h.from, "%d rules of table %s stand before Sallyport's, and decide first. See %s -t %s -S %s.", before, h.table, f.command, h.table, h.from)
+		}
+	}
+	for _, c := range [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}} {
+		if n := i.own.drops(c[0], c[1]); n > 0 {
+			i.add(c[1], "%d rules of table %s drop packets before Sallyport sees them. See %s -t %s -S %s.", n, c[0], f.command, c[0], c[1])
+		}
+	}
+}
+
+// openPorts says how to open L7's ports. open is a command with a place for them, joined.
+func (i *inspection) openPorts(subject, why, open, joint string) {
+	if len(i.o.L7Ports) == 0 {
+		return
+	}
+	var ports []string
+	for _, p := range i.o.L7Ports {
+		ports = append(ports, strconv.Itoa(int(p)))
+	}
+	i.add(subject, "%s The ports of HTTP are closed unless a rule opens them:\n"+open, why, strings.Join(ports, joint))
+}
+
+// nftables looks for chains that drop what they do not accept, which no other chain can overrule.
+func (i *inspection) nftables() {
+	var err error
+	if i.chains, err = baseChains(); err != nil {
+		i.add("nftables", "The rules cannot be read: %v", err)
+	}
+	for _, c := range i.chains {
+		if !c.drops || c.table == firewalldTable {
+			continue
+		}
+		name := c.family + " " + c.table + " " + c.name
+		switch c.hook {
+		case unix.NF_INET_FORWARD:
+			i.add("nftables", "Chain %s drops what it does not accept, which Sallyport's rules cannot overrule. Unless rules of it let "+
+				"Sallyport's connections pass, add these, and put them into /etc/nftables.conf:\n"+
+				"nft insert rule %s meta mark and %#x == %#x accept\nnft insert rule %s ct mark and %#x == %#x accept",
+				name, name, verdictMask, i.o.owner()|verdictMasquerade, name, ownerMask, i.o.owner())
+		case unix.NF_INET_LOCAL_IN:
+			i.openPorts("nftables", "Chain "+name+" drops what it does not accept.", "nft insert rule "+name+" tcp dport { %s } accept", ", ")
+		}
+	}
+}
+
+const firewalldTable = "firewalld"
+
+// firewalls names the programs that are known by their chains.
+func (i *inspection) firewalls() {
+	firewalld := slices.ContainsFunc(i.chains, func(c baseChain) bool { return c.table == firewalldTable })
+	if firewalld || i.has("FWDI_") || i.has("IN_public") {
+		i.openPorts("firewalld", "Active. It lets pass what is forwarded by DNAT, so NodePorts and VIPs need nothing.",
+			"firewall-cmd --permanent --add-port=%s/tcp && firewall-cmd --reload", "/tcp --add-port=")
+	}
+	if i.has("ufw-") {
+		i.openPorts("ufw", "Active. NodePorts and VIPs are accepted before its rules, so they need nothing.", "ufw allow proto tcp to any port %s", ",")
+	}
+	if i.has("DOCKER") {
+		i.add("docker", "Active. It turns forwarding on and sets the policy of FORWARD to DROP. Sallyport's connections are accepted before that, "+
+			"and DOCKER-USER is not asked about them.")
+	}
+	if i.has("KUBE-") || i.has("cali-") || i.has("CILIUM_") {
+		i.add("kubernetes", "This machine looks like a node of a cluster (chains KUBE-, cali- or CILIUM_). An edge cannot be a node of the cluster that it serves.")
+	}
+}
+
+func (i *inspection) has(chain string) bool { return i.own.hasChain(chain) || i.other.hasChain(chain) }
