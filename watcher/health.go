@@ -97,16 +97,17 @@ func (c *connection) requestFailed(code string) {
 
 // unreached takes note that the API server gives no answer that is of use to anybody.
 func (c *connection) unreached(err error) {
-	c.health.mu.Lock()
-	first := c.health.err == nil
-	c.health.err, c.health.conflict = err, ""
+	var conflict string
 	if errors.Is(err, errOtherCluster) {
-		c.health.conflict = "the API server " + c.server() + " is of " + err.Error()
+		conflict = "the API server " + c.server() + " is of " + err.Error()
 	}
+	c.health.mu.Lock()
+	news := c.health.err == nil || c.health.conflict != conflict
+	c.health.err, c.health.conflict = err, conflict
 	c.health.mu.Unlock()
 	c.health.log.report(err)
 	c.showHealth()
-	if first {
+	if news {
 		c.notify()
 	}
 }

@@ -26,6 +26,9 @@ type limitedLog struct {
 
 func (l *limitedLog) report(err error) {
 	reason := string(apierrors.ReasonForError(err))
+	if errors.Is(err, errOtherCluster) {
+		reason = errOtherCluster.Error()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if reason == l.reason && time.Since(l.last) < repeatAfter {
