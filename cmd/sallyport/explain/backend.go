@@ -1,0 +1,146 @@
+package explain
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"sallyport/watcher/model"
+)
+
+// backend explains a service port: where its connections go, and which endpoints get none.
+func (e *explainer) backend(s *model.Service, p *model.ServicePort) Backend {
+	e.concerns(s.Ref)
+	e.tell(func(x model.Problem) bool { return isSliceOf(x.Object, s.Ref) })
+	b := Backend{Service: s.Ref.String(), Port: p.Port, Name: p.Name, Protocol: p.Protocol, NodePort: p.NodePort, VIPs: s.VIPs,
+		Destinations: make([]Destination, 0, len(p.Destinations))}
+	for _, d := range p.Destinations {
+		b.Destinations = append(b.Destinations, e.destination(s, p, d))
+	}
+	b.Unused = e.unused(s, p)
+	e.explainNoDestination(s, p)
+	return b
+}
+
+// isSliceOf says whether the object is an EndpointSlice that Kubernetes has named after the Service.
+func isSliceOf(o, service model.ObjectRef) bool {
+	return o.Kind == "EndpointSlice" && o.Cluster == service.Cluster && o.Namespace == service.Namespace &&
+		strings.HasPrefix(o.Name, service.Name+"-")
+}
+
+func (e *explainer) destination(s *model.Service, p *model.ServicePort, d model.Destination) Destination {
+	out := Destination{Address: d.Addr, Reach: d.Reach, Node: d.Node}
+	if d.Reach == model.ReachNodes {
+		n := e.node(s.Ref.Cluster, d.Node)
+		if n != nil {
+			out.Zone = n.Zone
+			e.concerns(n.Ref)
+		}
+		return out
+	}
+	i := slices.IndexFunc(p.Endpoints, func(x model.Endpoint) bool { return x.Addr == d.Addr })
+	if i >= 0 {
+		out.Pod, out.Zone = p.Endpoints[i].Pod, p.Endpoints[i].Zone
+	}
+	return out
+}
+
+// node is the node of that name, or nil.
+func (e *explainer) node(cluster, name string) *model.Node {
+	ref := model.ObjectRef{Cluster: cluster, Kind: "Node", Name: name}
+	i, found := slices.BinarySearchFunc(e.s.Nodes, ref, func(n model.Node, r model.ObjectRef) int { return n.Ref.Compare(r) })
+	if !found {
+		return nil
+	}
+	return &e.s.Nodes[i]
+}
+
+// unused are the endpoints that get nothing, and why.
+func (e *explainer) unused(s *model.Service, p *model.ServicePort) []Endpoint {
+	anyReady := slices.ContainsFunc(p.Endpoints, func(x model.Endpoint) bool { return x.Ready })
+	var out []Endpoint
+	for _, x := range p.Endpoints {
+		why := notUsable(x, anyReady)
+		if why == "" && !e.isUsed(p, x) {
+			why = e.notReached(s, p, x)
+		}
+		if why != "" {
+			out = append(out, Endpoint{x.Addr, why, x.Node, x.Pod, x.Zone})
+		}
+	}
+	return out
+}
+
+// notUsable says why an endpoint takes no new connections, or is empty (KEP-1669).
+func notUsable(x model.Endpoint, anyReady bool) string {
+	switch {
+	case !x.Ready && x.Terminating && x.Serving && anyReady:
+		return "terminating, and others are ready"
+	case !x.Ready && x.Terminating && !x.Serving:
+		return "terminating, and does not serve any more"
+	case !x.Ready && !x.Terminating:
+		return "not ready"
+	case !x.Addr.Addr().Is4():
+		return "IPv6, which is not served"
+	}
+	return ""
+}
+
+// isUsed says whether a usable endpoint gets connections: directly, or by way of a node.
+func (e *explainer) isUsed(p *model.ServicePort, x model.Endpoint) bool {
+	return slices.ContainsFunc(p.Destinations, func(d model.Destination) bool {
+		return d.Reach == model.ReachNodes || d.Addr == x.Addr
+	})
+}
+
+// notReached says why an endpoint gets nothing although it is usable.
+func (e *explainer) notReached(s *model.Service, p *model.ServicePort, x model.Endpoint) string {
+	n := e.node(s.Ref.Cluster, x.Node)
+	switch {
+	case p.NodePort == 0:
+		return "its pods are not reached directly, and the service port has no nodePort"
+	case n == nil:
+		return fmt.Sprintf("reached through node ports only, and its node %q is unknown", x.Node)
+	case !n.Ready:
+		return "reached through node ports only, and node " + x.Node + " is not Ready"
+	default:
+		return "reached through node ports only, and node " + x.Node + " takes no traffic on them"
+	}
+}
+
+// explainNoDestination gives the hint that is due where a service port has no destination.
+func (e *explainer) explainNoDestination(s *model.Service, p *model.ServicePort) {
+	switch {
+	case len(p.Destinations) > 0:
+	case len(p.Endpoints) == 0:
+		e.hint(fmt.Sprintf("%v port %s has no endpoints: compare its selector and targetPort with the pods: kubectl -n %s get endpointslices -l kubernetes.io/service-name=%s",
+			s.Ref, portName(p), s.Ref.Namespace, s.Ref.Name))
+	default:
+		e.hint(fmt.Sprintf("%v port %s has endpoints, but none that takes connections: kubectl -n %s describe pods says why one is not ready",
+			s.Ref, portName(p), s.Ref.Namespace))
+	}
+}
+
+// portName gives "http (80/TCP)", or "80/TCP".
+func portName(p *model.ServicePort) string {
+	number := fmt.Sprintf("%d/%s", p.Port, p.Protocol)
+	if p.Name == "" {
+		return number
+	}
+	return p.Name + " (" + number + ")"
+}
+
+// count gives "1 destination", "3 destinations".
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// path gives a reference without its kind: "shop/web".
+func path(r model.ObjectRef) string { return strings.TrimPrefix(r.String(), r.Kind+" ") }
+
+// list gives "a, b, c", or what stands for none.
+func list(items []string, none string) string { return cmp.Or(strings.Join(items, ", "), none) }

@@ -1,0 +1,271 @@
+package explain
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/tools/txtar"
+	"sigs.k8s.io/yaml"
+
+	"sallyport/lb"
+	"sallyport/watcher/model"
+	"sallyport/watcher/objects"
+	"sallyport/watcher/translate"
+)
+
+var update = flag.Bool("update", false, "rewrite the explanations of the scenarios")
+
+// scenarioOptions is a scenario's section "options".
+type scenarioOptions struct {
+	Reach              model.Reach
+	PodsReachable      []string // names of nodes
+	NoTLS              bool
+	DefaultCertificate objects.Name
+	EdgeAddresses      []netip.Addr
+	NodePortAddresses  []netip.Prefix
+	Pools              []string
+	Dataplane          string
+	Stale              bool
+	HTTPSPort          uint16
+}
+
+// ports of the edge in all scenarios.
+const (
+	httpPort  = 80
+	adminPort = 9440
+)
+
+func (s scenarioOptions) build(t testing.TB, in objects.Objects) (*model.Snapshot, Options) {
+	t.Helper()
+	in[0].Stale = s.Stale
+	o := Options{HTTPPort: httpPort, HTTPSPort: s.HTTPSPort, EdgeAddresses: s.EdgeAddresses, NodePortAddresses: s.NodePortAddresses,
+		ListenPorts: map[uint16]string{adminPort: "admin"}, Dataplane: s.Dataplane, Now: time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)}
+	if !s.NoTLS && s.HTTPSPort == 0 {
+		o.HTTPSPort = 443
+	}
+	for _, p := range s.Pools {
+		r, err := lb.ParseRange(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Pools = append(o.Pools, lb.Pool{Name: "front", Ranges: []lb.Range{r}})
+	}
+	snapshot := translate.Translate(in, translate.Options{Reach: s.Reach, TLS: !s.NoTLS, RedirectHTTPS: true, DefaultCertificate: s.DefaultCertificate,
+		PodsReachable: func(n model.ObjectRef) bool { return strings.Contains(strings.Join(s.PodsReachable, " "), n.Name) },
+		ListenPorts:   []translate.ListenPort{{Protocol: model.TCP, Port: adminPort, What: "edge.admin.address"}}})
+	lb.Assign(snapshot, o.Pools)
+	snapshot.Generation = 7
+	return snapshot, o
+}
+
+// A scenario is one file of testdata: a comment that says why, the manifests of one cluster (in) or of several (in.NAME),
+// options, and then a section for each target, which is its name, with the explanation wanted.
+type scenario struct {
+	archive  *txtar.Archive
+	snapshot *model.Snapshot
+	o        Options
+}
+
+func readScenario(t testing.TB, file string) scenario {
+	t.Helper()
+	archive, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var in objects.Objects
+	var o scenarioOptions
+	for _, f := range archive.Files {
+		switch section, cluster, _ := strings.Cut(f.Name, "."); {
+		case section == "in":
+			m := objects.Parse(file, f.Data)
+			if len(m.Errors)+len(m.Warnings) > 0 {
+				t.Fatalf("%v %v", m.Errors, m.Warnings)
+			}
+			m.Objects.Name = cluster
+			in = append(in, m.Objects)
+		case f.Name == "options":
+			if err := yaml.UnmarshalStrict(f.Data, &o); err != nil {
+				t.Fatalf("%s: options: %v", file, err)
+			}
+		}
+	}
+	if len(in) == 0 || len(bytes.TrimSpace(archive.Comment)) == 0 {
+		t.Fatalf("%s has no objects, or does not say why", file)
+	}
+	s := scenario{archive: archive}
+	s.snapshot, s.o = o.build(t, in)
+	return s
+}
+
+func isTarget(section string) bool { return strings.Contains(section, "/") }
+
+func scenarioFiles(t testing.TB) []string {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios in testdata (%v)", err)
+	}
+	return files
+}
+
+func TestScenarios(t *testing.T) {
+	for _, file := range scenarioFiles(t) {
+		s := readScenario(t, file)
+		targets := 0
+		for i, f := range s.archive.Files {
+			if !isTarget(f.Name) {
+				continue
+			}
+			targets++
+			t.Run(filepath.Base(file)+" "+f.Name, func(t *testing.T) {
+				e, err := Explain(s.snapshot, s.o, f.Name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := text(t, e)
+				if *update {
+					s.archive.Files[i].Data = []byte(got)
+				} else if got != string(f.Data) {
+					t.Errorf("got\n%s\nwant\n%s", got, f.Data)
+				}
+			})
+		}
+		if targets == 0 {
+			t.Errorf("%s explains nothing", file)
+		}
+		if *update {
+			if err := os.WriteFile(file, txtar.Format(s.archive), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func text(t testing.TB, e Explanation) string {
+	t.Helper()
+	var b strings.Builder
+	if err := e.WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// TestJSON holds the names of the fields, which scripts depend on.
+func TestJSON(t *testing.T) {
+	s := readScenario(t, "testdata/http.txt")
+	e, err := Explain(s.snapshot, s.o, "https://shop.example.com/cart")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.MarshalIndent(e, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const file = "testdata/cart.json"
+	got = append(got, '\n')
+	if *update {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%v, got\n%s\nwant\n%s", err, got, want)
+	}
+}
+
+func TestTargetErrors(t *testing.T) {
+	s := readScenario(t, "testdata/clusters.txt")
+	for _, tt := range []struct{ target, want string }{
+		{"", `"" is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://...) nor an object (service/shop/web, ingress/shop/web)`},
+		{"shop.example.com", `"shop.example.com" is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://...) nor an object (service/shop/web, ingress/shop/web)`},
+		{"ftp://shop.example.com", `"ftp://shop.example.com": scheme "ftp" is not http, https, tcp or udp: try http://shop.example.com/cart or tcp://192.0.2.10:443`},
+		{"http:///cart", `http:///cart names no host: try http://shop.example.com/cart`},
+		{"http://shop.example.com:0/", `http://shop.example.com:0/: "0" is not a port: use 1 to 65535`},
+		{"tcp://shop.example.com:80", `tcp://shop.example.com:80 is not an IP address and a port: try tcp://192.0.2.10:443 or tcp://[2001:db8::1]:443`},
+		{"udp://192.0.2.1", `udp://192.0.2.1 is not an IP address and a port: try udp://192.0.2.10:443 or udp://[2001:db8::1]:443`},
+		{"tcp://192.0.2.1:0", `tcp://192.0.2.1:0 is not an IP address and a port: try tcp://192.0.2.10:443 or tcp://[2001:db8::1]:443`},
+		{"tcp://[fe80::1%eth0]:80", `tcp://[fe80::1%eth0]:80 is not an IP address and a port: try tcp://192.0.2.10:443 or tcp://[2001:db8::1]:443`},
+		{"pod/shop/web", `"pod/shop/web": kind "pod" is not service or ingress: try service/shop/web`},
+		{"service/web", `"service/web" is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://...) nor an object (service/shop/web, ingress/shop/web)`},
+		{"service/shop/web", `Service shop/web is in more than one cluster: say which, as in service/east:shop/web`},
+		{"ingress/shop/web", `Ingress shop/web is in more than one cluster: say which, as in ingress/east:shop/web`},
+	} {
+		if _, err := Explain(s.snapshot, s.o, tt.target); err == nil || err.Error() != tt.want {
+			t.Errorf("%s:\ngot  %v\nwant %s", tt.target, err, tt.want)
+		}
+	}
+}
+
+// TestNothingIsSecret looks for the keys of the Secrets in all that is explained.
+func TestNothingIsSecret(t *testing.T) {
+	for _, file := range scenarioFiles(t) {
+		s := readScenario(t, file)
+		var said strings.Builder
+		for _, f := range s.archive.Files {
+			if isTarget(f.Name) {
+				e, _ := Explain(s.snapshot, s.o, f.Name)
+				j, _ := json.Marshal(e)
+				said.WriteString(text(t, e) + string(j))
+			}
+		}
+		for _, f := range s.archive.Files {
+			_, key, _ := strings.Cut(string(f.Data), "BEGIN PRIVATE KEY-----")
+			for line := range strings.Lines(key) {
+				if line = strings.TrimSpace(line); len(line) > 40 && strings.Contains(said.String(), line) {
+					t.Errorf("%s: %s is told", file, line)
+				}
+			}
+		}
+	}
+}
+
+func TestWriteTextFails(t *testing.T) {
+	if err := new(Explanation).WriteText(brokenPipe{}); !errors.Is(err, errBroken) {
+		t.Errorf("a failed write gives %v", err)
+	}
+}
+
+var errBroken = errors.New("broken pipe")
+
+type brokenPipe struct{}
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, errBroken }
+
+// FuzzExplain explains whatever is asked: it does not panic, a verdict comes with a summary, and the normal form of a target
+// is explained alike.
+func FuzzExplain(f *testing.F) {
+	var all []scenario
+	for _, file := range scenarioFiles(f) {
+		s := readScenario(f, file)
+		all = append(all, s)
+		for _, section := range s.archive.Files {
+			if isTarget(section.Name) {
+				f.Add(section.Name)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, target string) {
+		for _, s := range all {
+			e, err := Explain(s.snapshot, s.o, target)
+			if err != nil {
+				continue
+			}
+			if e.Verdict == "" || e.Summary == "" {
+				t.Errorf("%q: %+v", target, e)
+			}
+			again, err := Explain(s.snapshot, s.o, e.Target)
+			if err != nil || text(t, again) != text(t, e) {
+				t.Errorf("%q is %q, which is explained otherwise: %v\n%s\n%s", target, e.Target, err, text(t, e), text(t, again))
+			}
+		}
+	})
+}
