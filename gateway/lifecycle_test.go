@@ -196,6 +196,10 @@ func TestListenNamesTheAddress(t *testing.T) {
 	if n := len(g.Addrs()); n != 0 {
 		t.Errorf("%d listeners stayed open", n)
 	}
+	g = New(Options{TLSAddresses: []string{addr}, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+	if err := g.Listen(); err == nil || !strings.Contains(err.Error(), "listen for HTTPS on "+addr) {
+		t.Errorf("Listen = %v, want an error that names %s", err, addr)
+	}
 }
 
 func TestPanicIsAnswered(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -132,17 +133,20 @@ type duplex interface {
 }
 
 // pass moves what src sends to dst until src ends, and then ends dst's incoming direction. Between two TCP connections,
-// what comes in bulk is moved by the kernel, and nothing is held while there is nothing to move: most tunnels are idle.
+// what comes in bulk is moved by the kernel.
 func pass(dst, src duplex) error {
 	to, toTCP := dst.(*net.TCPConn)
 	from, fromTCP := src.(*net.TCPConn)
-	for {
-		if fromTCP {
-			if err := awaitBytes(from); err != nil {
-				return err
-			}
+	r := reader{src: src}
+	if fromTCP {
+		var err error
+		if r.raw, err = from.SyscallConn(); err != nil {
+			return err
 		}
-		bulk, err := passSome(dst, src)
+		r.try = r.read
+	}
+	for {
+		bulk, err := r.move(dst)
 		if err == nil && bulk && fromTCP && toTCP {
 			_, err = to.ReadFrom(&io.LimitedReader{R: from, N: spliceStep})
 		}
@@ -156,31 +160,50 @@ func pass(dst, src duplex) error {
 	}
 }
 
-// passSome moves what there is, and reports whether there is likely to be more.
-func passSome(dst io.Writer, src io.Reader) (bulk bool, err error) {
-	buf := copyBuffers.Get().(copyBuffer)
-	defer copyBuffers.Put(buf)
-	n, err := src.Read(buf[:])
-	if n > 0 {
-		if _, writeErr := dst.Write(buf[:n]); writeErr != nil {
-			return false, writeErr
-		}
-	}
-	return n == len(buf), err
+// A reader reads from one side of a tunnel. Most tunnels are idle, so from a socket it reads without holding a buffer
+// while there is nothing to read. TLS keeps what it has deciphered to itself, and has to be waited for with one.
+type reader struct {
+	src io.Reader
+	raw syscall.RawConn       // nil if src is no socket
+	try func(fd uintptr) bool // what raw is read with
+
+	buf copyBuffer
+	n   int
+	err error
 }
 
-// awaitBytes waits until the connection has something to read, be it its end.
-func awaitBytes(c *net.TCPConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
+// move moves what there is, and reports whether there is likely to be more.
+func (r *reader) move(dst io.Writer) (bulk bool, err error) {
+	if r.raw == nil {
+		r.buf = copyBuffers.Get().(copyBuffer)
+		r.n, r.err = r.src.Read(r.buf[:])
+	} else if err := r.raw.Read(r.try); err != nil {
+		return false, err
 	}
-	var p peeker
-	return raw.Read(func(fd uintptr) bool {
-		p.result = peekClosed
-		p.recv(fd)
-		return p.result != peekNothing
-	})
+	defer copyBuffers.Put(r.buf)
+	if r.n > 0 {
+		if _, err := dst.Write(r.buf[:r.n]); err != nil {
+			return false, err
+		}
+	}
+	return r.n == len(r.buf), r.err
+}
+
+// read reads from the socket, and reports false if that has to be waited for.
+func (r *reader) read(fd uintptr) bool {
+	r.buf = copyBuffers.Get().(copyBuffer)
+	r.n, r.err = syscall.Read(int(fd), r.buf[:])
+	for errors.Is(r.err, syscall.EINTR) {
+		r.n, r.err = syscall.Read(int(fd), r.buf[:])
+	}
+	switch {
+	case errors.Is(r.err, syscall.EAGAIN):
+		copyBuffers.Put(r.buf)
+		return false
+	case r.n == 0:
+		r.err = io.EOF
+	}
+	return true
 }
 
 // checkTunnel ends an upgraded connection that has been silent for too long. How long that was the kernel knows, so that
