@@ -34,18 +34,14 @@ func Cleanup(ctx context.Context, o Options) (removed []string, err error) {
 }
 
 func removeLink(name string) ([]string, error) {
-	link, err := findLink(name)
-	if err != nil || link == nil {
+	here, err := readAddresses(name)
+	if err != nil || here.link == nil {
 		return nil, err
 	}
-	addrs, err := linkAddrs(link)
-	if err != nil {
-		return nil, err
-	}
-	if err := netlink.LinkDel(link); err != nil {
+	if err := netlink.LinkDel(here.link); err != nil {
 		return nil, fmt.Errorf("remove link %s: %w", name, err)
 	}
-	return []string{fmt.Sprintf("link %s with %d VIPs", name, len(addrs))}, nil
+	return []string{fmt.Sprintf("link %s with %d VIPs", name, len(here.vips))}, nil
 }
 
 func removeRoutes() (removed []string, err error) {

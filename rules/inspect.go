@@ -63,22 +63,9 @@ func (i *inspection) forwarding() {
 // reversePathFilter looks for links on which answers may be dropped (RFC 3704 strict mode). The stricter of a link's own
 // setting and the one for all counts, where 2, loose, is the highest.
 func (i *inspection) reversePathFilter() {
-	links, err := netlink.LinkList()
+	strict, uplinks, err := i.strictLinks()
 	if err != nil {
-		i.add("rp_filter", "links cannot be listed: %v", err)
-		return
-	}
-	var strict []string
-	uplinks := 0
-	for _, l := range links {
-		name := l.Attrs().Name
-		if addrs, err := linkAddrs(l); err != nil || len(addrs) == 0 || name == "lo" || name == i.o.Link {
-			continue
-		}
-		uplinks++
-		if max(rpFilter("all"), rpFilter(name)) == 1 {
-			strict = append(strict, name)
-		}
+		i.add("rp_filter", "%v", err)
 	}
 	if uplinks < 2 || len(strict) == 0 {
 		return
@@ -89,6 +76,32 @@ func (i *inspection) reversePathFilter() {
 		message += "\nsysctl -w net.ipv4.conf." + name + ".rp_filter=2"
 	}
 	i.add("rp_filter", "%s", message)
+}
+
+// strictLinks are the links of those with an address, uplinks in number, that filter strictly.
+func (i *inspection) strictLinks() (strict []string, uplinks int, err error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, 0, fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		name := l.Attrs().Name
+		if name == "lo" || name == i.o.Link {
+			continue
+		}
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+		if err != nil {
+			return nil, 0, fmt.Errorf("list addresses of link %s: %w", name, err)
+		}
+		if len(addrs) == 0 {
+			continue
+		}
+		uplinks++
+		if max(rpFilter("all"), rpFilter(name)) == 1 {
+			strict = append(strict, name)
+		}
+	}
+	return strict, uplinks, nil
 }
 
 func rpFilter(link string) int {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-iptables/iptables"
@@ -36,8 +37,11 @@ type Kernel struct {
 	// legacyInterval is the time between two looks at them.
 	legacyInterval time.Duration
 
+	noted    []model.Problem // of the Reconcile that runs
+	problems atomic.Pointer[[]model.Problem]
+
 	learnt bool              // o.Router is known
-	said   map[string]string // the last complaint about each route and VIP, so that it is not logged again
+	said   map[string]string // the last complaint about each route, so that it is not logged again
 }
 
 // NewKernel finds iptables and says which. It fails without the commands or without the privilege to use them, and
@@ -91,15 +95,20 @@ func checkPrivilege() error {
 // when their rules stand. At no time does a VIP answer without its guard, or this machine forward without the rules that
 // keep forwarding to ourselves.
 func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
+	k.noted = nil
+	defer k.publishProblems()
 	if err := k.learnRouter(ctx); err != nil {
 		return err
 	}
-	s, err := k.withoutTakeovers(ctx, s)
+	here, err := readAddresses(k.o.Link)
 	if err != nil {
 		return err
 	}
+	if s, err = k.withoutTakeovers(s, here); err != nil {
+		return err
+	}
 	vips := vips(s)
-	if err := k.withdraw(ctx, vips); err != nil {
+	if err := k.withdraw(ctx, here, vips); err != nil {
 		return err
 	}
 	routes := k.reconcileRoutes(ctx, s) // one node's route that fails is no reason to stop serving the others
@@ -109,10 +118,28 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	if err := k.turnForwardingOn(ctx); err != nil {
 		return errors.Join(routes, err)
 	}
-	if err := k.assign(ctx, vips); err != nil {
-		return errors.Join(routes, err)
+	return model.Partial(errors.Join(routes, k.assign(ctx, here, vips, s)))
+}
+
+// Problems are the objects that the last Reconcile could not honour, ordered. It may be called at any time; the list must not
+// be modified.
+func (k *Kernel) Problems() []model.Problem {
+	if p := k.problems.Load(); p != nil {
+		return *p
 	}
-	return model.Partial(routes)
+	return nil
+}
+
+// problem notes one, and returns true.
+func (k *Kernel) problem(ref model.ObjectRef, field string, r model.Reason, format string, args ...any) bool {
+	k.noted = append(k.noted, model.Problem{Object: ref, Field: field, Reason: r, Message: fmt.Sprintf(format, args...)})
+	return true
+}
+
+func (k *Kernel) publishProblems() {
+	slices.SortFunc(k.noted, model.Problem.Compare)
+	list := slices.Compact(k.noted)
+	k.problems.Store(&list)
 }
 
 // vips lists the IPv4 addresses to stand on the link, ordered.

@@ -10,48 +10,66 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"sallyport/watcher/model"
 )
 
 // linkAlias marks the link for VIPs as made by us: we remove no other, and all addresses on it are ours.
 const linkAlias = "sallyport: VIPs"
 
-// findLink returns the link for VIPs, or nil if there is none. A link of that name which is not ours is an error.
-//
-// Making the link and naming it are two steps. One of our kinds that is down and bare was left between them.
-func findLink(name string) (netlink.Link, error) {
-	link, err := netlink.LinkByName(name)
-	if _, absent := errors.AsType[netlink.LinkNotFoundError](err); absent {
-		return nil, nil
+// addresses are the IPv4 addresses of this machine. They are read once in each Reconcile: with thousands of VIPs that is
+// what costs.
+type addresses struct {
+	link   netlink.Link   // for VIPs; nil if there is none
+	vips   []netip.Addr   // on that link, ordered
+	others []netip.Prefix // on other links
+}
+
+// readAddresses fails if there is a link of the name for VIPs that is not ours.
+func readAddresses(linkName string) (a addresses, err error) {
+	a.link, err = netlink.LinkByName(linkName)
+	if _, absent := errors.AsType[netlink.LinkNotFoundError](err); err != nil && !absent {
+		return a, fmt.Errorf("find link %s: %w", linkName, err)
 	}
+	list, err := netlink.AddrList(nil, netlink.FAMILY_V4)
 	if err != nil {
-		return nil, fmt.Errorf("find link %s: %w", name, err)
+		return a, fmt.Errorf("list addresses: %w", err)
 	}
-	addrs, err := linkAddrs(link)
-	if err != nil {
-		return nil, err
+	for _, entry := range list {
+		if p := prefixOf(entry.IPNet); a.link != nil && entry.LinkIndex == a.link.Attrs().Index {
+			a.vips = append(a.vips, p.Addr())
+		} else {
+			a.others = append(a.others, p)
+		}
 	}
-	kind := link.Type()
-	unfinished := (kind == "dummy" || kind == "bridge") && len(addrs) == 0 && link.Attrs().Flags&net.FlagUp == 0
-	if link.Attrs().Alias != linkAlias && !unfinished {
-		return nil, fmt.Errorf("link %s is not Sallyport's (its alias is not %q): rename it, or remove it by ip link del %s",
+	slices.SortFunc(a.vips, netip.Addr.Compare)
+	return a, a.checkLink()
+}
+
+// checkLink says whether the link is ours. Making it and naming it are two steps: one of our kinds that is down and bare was
+// left between them.
+func (a *addresses) checkLink() error {
+	if a.link == nil {
+		return nil
+	}
+	name, kind := a.link.Attrs().Name, a.link.Type()
+	unfinished := (kind == "dummy" || kind == "bridge") && len(a.vips) == 0 && a.link.Attrs().Flags&net.FlagUp == 0
+	if a.link.Attrs().Alias != linkAlias && !unfinished {
+		return fmt.Errorf("link %s is not Sallyport's (its alias is not %q): rename it, or remove it by ip link del %s",
 			name, linkAlias, name)
 	}
-	return link, nil
+	return nil
 }
 
 // makeLink makes the link for VIPs where it is missing: a dummy, or a bridge without ports where the kernel has none.
 //
 // VIPs need ARP replies on the uplinks, which the kernel gives for addresses on any link as long as arp_ignore is 0.
 // So arp_ignore is left alone: setting it is for when ARP is answered from user space, by the VIP's owner alone.
-func makeLink(name string) (netlink.Link, error) {
-	link, err := findLink(name)
-	if err != nil {
-		return nil, err
-	}
+func makeLink(name string, link netlink.Link) (netlink.Link, error) {
 	if link == nil {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = name
-		err = netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
+		err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			err = netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 		}
@@ -75,20 +93,12 @@ func makeLink(name string) (netlink.Link, error) {
 }
 
 // withdraw removes the addresses on the link that are not among the VIPs, which are ordered.
-func (k *Kernel) withdraw(ctx context.Context, vips []netip.Addr) error {
-	link, err := findLink(k.o.Link)
-	if err != nil || link == nil {
-		return err
-	}
-	addrs, err := linkAddrs(link)
-	if err != nil {
-		return err
-	}
-	for _, a := range addrs {
+func (k *Kernel) withdraw(ctx context.Context, here addresses, vips []netip.Addr) error {
+	for _, a := range here.vips {
 		if has(vips, a) {
 			continue
 		}
-		if err := netlink.AddrDel(link, hostAddr(a)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err := netlink.AddrDel(here.link, hostAddr(a)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove %s from link %s: %w", a, k.o.Link, err)
 		}
 		k.log.InfoContext(ctx, "VIP withdrawn", "vip", a)
@@ -96,29 +106,38 @@ func (k *Kernel) withdraw(ctx context.Context, vips []netip.Addr) error {
 	return nil
 }
 
-// assign puts the VIPs on the link, which is made for the first one.
-func (k *Kernel) assign(ctx context.Context, vips []netip.Addr) error {
+// assign puts the VIPs on the link, which is made for the first one. One that the kernel does not take is a Problem, and
+// keeps no other from being served.
+func (k *Kernel) assign(ctx context.Context, here addresses, vips []netip.Addr, s *model.Snapshot) error {
 	if len(vips) == 0 {
 		return nil
 	}
-	link, err := makeLink(k.o.Link)
+	link, err := makeLink(k.o.Link, here.link)
 	if err != nil {
 		return err
 	}
-	addrs, err := linkAddrs(link)
-	if err != nil {
-		return err
-	}
+	var errs []error
 	for _, a := range vips {
-		if has(addrs, a) {
+		if has(here.vips, a) {
 			continue
 		}
 		if err := netlink.AddrAdd(link, hostAddr(a)); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add %s to link %s: %w", a, k.o.Link, err)
+			k.refuseVIP(s, a, err)
+			errs = append(errs, fmt.Errorf("add %s to link %s: %w", a, k.o.Link, err))
+			continue
 		}
 		k.log.InfoContext(ctx, "VIP added", "vip", a)
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// refuseVIP tells each Service that has the VIP.
+func (k *Kernel) refuseVIP(s *model.Snapshot, vip netip.Addr, err error) {
+	for i := range s.Services {
+		if svc := &s.Services[i]; slices.Contains(svc.VIPs, vip) {
+			k.problem(svc.Ref, vipField(svc), model.ReasonInvalidField, "%v is not served: the kernel refuses it as an address of this edge (%v): choose another", vip, err)
+		}
+	}
 }
 
 func hostAddr(a netip.Addr) *netlink.Addr {
@@ -129,20 +148,4 @@ func hostAddr(a netip.Addr) *netlink.Addr {
 func has(addrs []netip.Addr, a netip.Addr) bool {
 	_, found := slices.BinarySearchFunc(addrs, a, netip.Addr.Compare)
 	return found
-}
-
-// linkAddrs lists the IPv4 addresses of a link, ordered.
-func linkAddrs(link netlink.Link) ([]netip.Addr, error) {
-	list, err := netlink.AddrList(link, netlink.FAMILY_V4)
-	if err != nil {
-		return nil, fmt.Errorf("list addresses of link %s: %w", link.Attrs().Name, err)
-	}
-	var addrs []netip.Addr
-	for _, a := range list {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok {
-			addrs = append(addrs, addr.Unmap())
-		}
-	}
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	return addrs, nil
 }

@@ -1,13 +1,11 @@
 package rules
 
 import (
-	"context"
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
-
-	"github.com/vishvananda/netlink"
 
 	"sallyport/watcher/model"
 )
@@ -31,12 +29,14 @@ type occupancy struct {
 	nodes    []netip.Addr        // the nodes' InternalIPs and the API servers' addresses, ordered
 }
 
-// occupied reads the kernel's addresses and routes. vipLink is the link for VIPs.
-func occupied(s *model.Snapshot, vipLink string) (occupancy, error) {
-	o := occupancy{own: map[netip.Addr]bool{}}
-	if err := o.readAddresses(vipLink); err != nil {
-		return o, err
+// occupied reads the kernel's routes.
+func (k *Kernel) occupied(s *model.Snapshot, here addresses) (occupancy, error) {
+	o := occupancy{own: map[netip.Addr]bool{}, nodes: slices.Clone(k.o.APIServers)}
+	for _, p := range here.others { // not VIPs: to those, the edge's own routes lead before any other
+		o.networks = append(o.networks, p.Masked())
+		o.own[p.Addr()] = true
 	}
+	o.networks = disjoint(o.networks)
 	routes, err := mainRoutes()
 	if err != nil {
 		return o, err
@@ -77,25 +77,6 @@ func (o *occupancy) addEndpoints(svc *model.Service) {
 	}
 }
 
-func (o *occupancy) readAddresses(vipLink string) error {
-	vips := 0
-	if link, err := netlink.LinkByName(vipLink); err == nil {
-		vips = link.Attrs().Index
-	}
-	list, err := netlink.AddrList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("list addresses: %w", err)
-	}
-	for _, a := range list {
-		if p := prefixOf(a.IPNet); a.LinkIndex != vips { // to a VIP, the edge's own routes lead before any other
-			o.networks = append(o.networks, p.Masked())
-			o.own[p.Addr()] = true
-		}
-	}
-	o.networks = disjoint(o.networks)
-	return nil
-}
-
 const ownAddress = "it is an address of the edge itself"
 
 // vip says why an address cannot be a VIP, or is empty. As one, the edge's own address would be guarded, which could lock
@@ -122,57 +103,71 @@ func (o *occupancy) internalIP(a netip.Addr) string {
 }
 
 // podCIDR says why there cannot be a route to a podCIDR, or is empty.
-func (o *occupancy) podCIDR(p netip.Prefix) string {
+func (o *occupancy) podCIDR(p netip.Prefix) (model.Reason, string) {
 	if p.Bits() < minPodCIDRBits {
-		return fmt.Sprintf("it is wider than a /%d", minPodCIDRBits)
+		return model.ReasonInvalidField, fmt.Sprintf("it is wider than a /%d", minPodCIDRBits)
 	}
 	if slices.ContainsFunc(noPods[:], p.Overlaps) {
-		return "pods cannot have such addresses"
+		return model.ReasonInvalidField, "pods cannot have such addresses"
 	}
 	if _, network := overlapping(o.networks, p); network.IsValid() {
-		return fmt.Sprintf("it overlaps %v, a network of the edge itself: if that is meant, make the route by hand", network)
+		return model.ReasonAddressTaken, fmt.Sprintf("it overlaps %v, a network of the edge itself", network)
 	}
 	for _, taken := range [][]netip.Addr{o.gateways, o.nodes} {
 		if i, _ := slices.BinarySearchFunc(taken, p.Addr(), netip.Addr.Compare); i < len(taken) && p.Contains(taken[i]) {
-			return fmt.Sprintf("it takes in %v, which is no pod but a node, an API server or a gateway", taken[i])
+			return model.ReasonAddressTaken, fmt.Sprintf("it takes in %v, which is no pod but a node, an API server or a gateway", taken[i])
 		}
 	}
-	return ""
+	return "", ""
 }
 
-// withoutTakeovers returns the snapshot without the VIPs, InternalIPs and podCIDRs that belong to someone else, and logs
-// them.
-func (k *Kernel) withoutTakeovers(ctx context.Context, s *model.Snapshot) (*model.Snapshot, error) {
-	o, err := occupied(s, k.o.Link)
+// withoutTakeovers returns the snapshot without the VIPs, InternalIPs and podCIDRs that belong to someone else, which are
+// Problems.
+func (k *Kernel) withoutTakeovers(s *model.Snapshot, here addresses) (*model.Snapshot, error) {
+	o, err := k.occupied(s, here)
 	if err != nil {
 		return nil, err
 	}
 	out := *s
 	out.Services = slices.Clone(s.Services)
 	for i := range out.Services {
-		vips := &out.Services[i].VIPs
-		*vips = without(*vips, func(a netip.Addr) bool { return k.refused(ctx, "VIP", a, o.vip(a)) })
+		svc := &out.Services[i]
+		svc.VIPs = without(svc.VIPs, func(a netip.Addr) bool {
+			why := o.vip(a)
+			return why != "" && k.problem(svc.Ref, vipField(svc), model.ReasonAddressTaken, "%v is not served: %s: choose another", a, why)
+		})
 	}
 	out.Nodes = slices.Clone(s.Nodes)
 	var routed []netip.Prefix // ordered and disjoint
 	for i := range out.Nodes {
 		n := &out.Nodes[i]
-		n.InternalIPs = without(n.InternalIPs, func(a netip.Addr) bool { return k.refused(ctx, "InternalIP", a, o.internalIP(a)) })
-		var own []netip.Prefix
-		for _, p := range n.PodCIDRs {
-			why := o.podCIDR(p)
-			at, other := overlapping(routed, p)
-			if why == "" && other.IsValid() {
-				why = fmt.Sprintf("it overlaps %v, the podCIDR of another node", other)
-			}
-			if p.Addr().Is4() && !k.refused(ctx, "podCIDR", p, why) {
-				routed = slices.Insert(routed, at, p)
-				own = append(own, p)
-			}
-		}
-		n.PodCIDRs = own
+		n.InternalIPs = without(n.InternalIPs, func(a netip.Addr) bool {
+			why := o.internalIP(a)
+			return why != "" && k.problem(n.Ref, "status.addresses", model.ReasonAddressTaken,
+				"%v is not used: %s, which cannot be a node of the cluster that it serves", a, why)
+		})
+		n.PodCIDRs = without(n.PodCIDRs, func(p netip.Prefix) bool { return !p.Addr().Is4() || k.refusedPodCIDR(n.Ref, &o, p, &routed) })
 	}
 	return &out, nil
+}
+
+// refusedPodCIDR says whether there cannot be a route to a podCIDR, and otherwise adds it to those routed.
+func (k *Kernel) refusedPodCIDR(node model.ObjectRef, o *occupancy, p netip.Prefix, routed *[]netip.Prefix) bool {
+	reason, why := o.podCIDR(p)
+	at, other := overlapping(*routed, p)
+	if why == "" && other.IsValid() {
+		reason, why = model.ReasonAddressTaken, fmt.Sprintf("it overlaps %v, the podCIDR of another node", other)
+	}
+	if why != "" {
+		return k.problem(node, "spec.podCIDRs", reason, "there is no route to %v: %s: if that is meant, make the route by hand", p, why)
+	}
+	*routed = slices.Insert(*routed, at, p)
+	return false
+}
+
+// vipField is what a Service asks for its VIPs by.
+func vipField(svc *model.Service) string {
+	return cmp.Or(svc.RequestField, "status.loadBalancer.ingress")
 }
 
 // overlapping returns the prefix in the list, which is ordered and disjoint, that p overlaps, and where p belongs.
@@ -186,18 +181,17 @@ func overlapping(list []netip.Prefix, p netip.Prefix) (at int, other netip.Prefi
 	return at, netip.Prefix{}
 }
 
-// without leaves out what is refused; the list itself is not changed.
+// without leaves out what is refused; the list itself is not changed. Each is asked for once.
 func without[T any](list []T, refused func(T) bool) []T {
-	if !slices.ContainsFunc(list, refused) {
+	first := slices.IndexFunc(list, refused)
+	if first < 0 {
 		return list
 	}
-	return slices.DeleteFunc(slices.Clone(list), refused)
-}
-
-// refused says whether there is a reason to leave something out, and logs a new one.
-func (k *Kernel) refused(ctx context.Context, what string, which fmt.Stringer, why string) bool {
-	if why != "" && k.isNews(what+" "+which.String(), why) {
-		k.log.WarnContext(ctx, "left out: it belongs to someone else", "what", what, "which", which, "why", why)
+	left := slices.Clone(list[:first])
+	for _, v := range list[first+1:] {
+		if !refused(v) {
+			left = append(left, v)
+		}
 	}
-	return why != ""
+	return left
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,13 +74,9 @@ func TestVIPsOfOthers(t *testing.T) {
 	in(t, n.edge, func() { sh(t, "ip", "route", "add", "default", "via", "192.0.2.254") })
 	startKernel(t, n, Options{})(snapshot(service("thief", nodeIP+" 192.0.2.254 192.0.2.200", "TCP 80 0: 10.1.0.2:9376")))
 	in(t, n.edge, func() {
-		link, err := findLink(DefaultLink)
-		if err != nil {
-			t.Fatal(err)
-		}
-		addrs, err := linkAddrs(link)
-		if err != nil || fmt.Sprint(addrs) != "[192.0.2.200]" {
-			t.Errorf("VIPs %v, %v; want 192.0.2.200 only", addrs, err)
+		here, err := readAddresses(DefaultLink)
+		if err != nil || fmt.Sprint(here.vips) != "[192.0.2.200]" {
+			t.Errorf("VIPs %v, %v; want 192.0.2.200 only", here.vips, err)
 		}
 	})
 }
@@ -167,4 +164,75 @@ func TestOverlapping(t *testing.T) {
 			t.Errorf("%s: got %v, want %q", p, got, want)
 		}
 	}
+}
+
+// TestProblems holds that what is refused is said of the object that asks for it, and no longer than it is so.
+func TestProblems(t *testing.T) {
+	n := newNetwork(t)
+	in(t, n.edge, func() {
+		sh(t, "ip", "route", "add", "default", "via", "192.0.2.254")
+		k, err := NewKernel(Options{APIServers: []netip.Addr{netip.MustParseAddr("172.16.6.6")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := k.Problems(); got != nil {
+			t.Errorf("before the first Reconcile: %v", got)
+		}
+		bad := service("bad", "192.0.2.254 192.0.2.1 172.16.6.6 192.0.2.200", "TCP 80 0:")
+		bad.RequestField = "spec.loadBalancerIP"
+		s := snapshot(bad)
+		s.Nodes = append(s.Nodes, node("node-2", edgeIP, "10.1.0.128/25"), node("node-3", "0.0.0.0", "10.3.0.0/24"), node("node-4", nodeIP, "172.16.6.0/24"))
+		if err := k.Reconcile(context.Background(), s); err == nil {
+			t.Error("a route that the kernel refuses is no error: they would not be tried again")
+		}
+		for _, want := range []string{
+			"Node node-2: spec.podCIDRs: there is no route to 10.1.0.128/25: it overlaps 10.1.0.0/24, the podCIDR of another node: if that is meant, make the route by hand (AddressTaken)",
+			"Node node-2: status.addresses: 192.0.2.1 is not used: it is an address of the edge itself, which cannot be a node of the cluster that it serves (AddressTaken)",
+			"Node node-3: spec.podCIDRs: there is no route to 10.3.0.0/24: the kernel refuses one via 0.0.0.0 (no such device): see status.addresses (InvalidField)",
+			"Node node-4: spec.podCIDRs: there is no route to 172.16.6.0/24: it takes in 172.16.6.6, which is no pod but a node, an API server or a gateway: if that is meant, make the route by hand (AddressTaken)",
+			"Service default/bad: spec.loadBalancerIP: 172.16.6.6 is not served: it is the address of a node or an API server: choose another (AddressTaken)",
+			"Service default/bad: spec.loadBalancerIP: 192.0.2.1 is not served: it is an address of the edge itself: choose another (AddressTaken)",
+			"Service default/bad: spec.loadBalancerIP: 192.0.2.254 is not served: it is the gateway of one of the edge's routes: choose another (AddressTaken)",
+		} {
+			if !slices.ContainsFunc(k.Problems(), func(p model.Problem) bool { return p.String() == want }) {
+				t.Errorf("missing: %s", want)
+			}
+		}
+		if got := k.Problems(); len(got) != 7 || !slices.IsSortedFunc(got, model.Problem.Compare) {
+			t.Errorf("%d Problems, want 7 in order: %v", len(got), got)
+		}
+		if here, err := readAddresses(DefaultLink); err != nil || fmt.Sprint(here.vips) != "[192.0.2.200]" {
+			t.Errorf("VIPs %v, %v; want the one that is free", here.vips, err)
+		}
+		if err := k.Reconcile(context.Background(), web("")); err != nil || len(k.Problems()) != 0 {
+			t.Errorf("when all is well: %v, %v", err, k.Problems())
+		}
+	})
+}
+
+// TestVIPFails holds that each VIP which cannot be put on the link is a Problem of its Service. The kernel takes
+// any address, so here the link goes away.
+func TestVIPFails(t *testing.T) {
+	n := newNetwork(t)
+	startKernel(t, n, Options{})(web(""))
+	in(t, n.edge, func() {
+		k, err := NewKernel(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		here, err := readAddresses(DefaultLink)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sh(t, "ip", "link", "del", DefaultLink)
+		s := snapshot(service("a", "198.51.100.11", "TCP 80 0:"), service("b", "198.51.100.12", "TCP 80 0:"))
+		err = k.assign(context.Background(), here, vips(s), s)
+		k.publishProblems()
+		got := fmt.Sprint(k.Problems())
+		for _, vip := range []string{"198.51.100.11", "198.51.100.12"} {
+			if err == nil || !strings.Contains(err.Error(), "add "+vip+" to link sally0") || !strings.Contains(got, vip+" is not served") {
+				t.Errorf("%s: error %v, Problems %s", vip, err, got)
+			}
+		}
+	})
 }

@@ -35,9 +35,9 @@ func (k *Kernel) reconcileRoutes(ctx context.Context, s *model.Snapshot) error {
 			continue
 		}
 		dst := prefixOf(r.Dst)
-		gateway, wanted := want[dst]
+		hop, wanted := want[dst]
 		if wanted {
-			if r.Gw.Equal(gateway.AsSlice()) {
+			if r.Gw.Equal(hop.gateway.AsSlice()) {
 				delete(want, dst)
 			}
 			continue
@@ -51,7 +51,7 @@ func (k *Kernel) reconcileRoutes(ctx context.Context, s *model.Snapshot) error {
 }
 
 // leaveForeign drops from want the networks that someone else has a route to.
-func (k *Kernel) leaveForeign(ctx context.Context, want map[netip.Prefix]netip.Addr, list []netlink.Route) {
+func (k *Kernel) leaveForeign(ctx context.Context, want map[netip.Prefix]nextHop, list []netlink.Route) {
 	for _, r := range list {
 		dst := prefixOf(r.Dst)
 		if _, wanted := want[dst]; wanted && r.Protocol != routeProtocol {
@@ -63,8 +63,14 @@ func (k *Kernel) leaveForeign(ctx context.Context, want map[netip.Prefix]netip.A
 	}
 }
 
-func (k *Kernel) wantRoutes(s *model.Snapshot) map[netip.Prefix]netip.Addr {
-	want := map[netip.Prefix]netip.Addr{}
+// A nextHop is the node that a route leads through.
+type nextHop struct {
+	node    model.ObjectRef
+	gateway netip.Addr
+}
+
+func (k *Kernel) wantRoutes(s *model.Snapshot) map[netip.Prefix]nextHop {
+	want := map[netip.Prefix]nextHop{}
 	if k.o.Reach == model.ReachNodes {
 		return want
 	}
@@ -72,7 +78,7 @@ func (k *Kernel) wantRoutes(s *model.Snapshot) map[netip.Prefix]netip.Addr {
 		for _, cidr := range s.Nodes[i].PodCIDRs {
 			gateway, ok := s.Nodes[i].InternalIP(cidr.Addr())
 			if _, taken := want[cidr.Masked()]; ok && !taken && cidr.Addr().Is4() {
-				want[cidr.Masked()] = gateway
+				want[cidr.Masked()] = nextHop{s.Nodes[i].Ref, gateway}
 			}
 		}
 	}
@@ -81,9 +87,10 @@ func (k *Kernel) wantRoutes(s *model.Snapshot) map[netip.Prefix]netip.Addr {
 
 // addRoutes adds or corrects routes. A node that is not on a network of the edge cannot be a gateway: whether its pods
 // are routed is then up to the network, so this is said and is no error.
-func (k *Kernel) addRoutes(ctx context.Context, want map[netip.Prefix]netip.Addr) error {
+func (k *Kernel) addRoutes(ctx context.Context, want map[netip.Prefix]nextHop) error {
 	var errs []error
-	for dst, gateway := range want {
+	for dst, hop := range want {
+		gateway := hop.gateway
 		_, ipnet, err := net.ParseCIDR(dst.String())
 		if err != nil {
 			return fmt.Errorf("route to %s: %w", dst, err)
@@ -99,6 +106,7 @@ func (k *Kernel) addRoutes(ctx context.Context, want map[netip.Prefix]netip.Addr
 					"podCIDR", dst, "via", gateway, "err", err)
 			}
 		default:
+			k.problem(hop.node, "spec.podCIDRs", model.ReasonInvalidField, "there is no route to %v: the kernel refuses one via %v (%v): see status.addresses", dst, gateway, err)
 			errs = append(errs, fmt.Errorf("route to %s via %s: %w", dst, gateway, err))
 		}
 	}
