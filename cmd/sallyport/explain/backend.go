@@ -116,7 +116,7 @@ func (e *explainer) explainNoDestination(s *model.Service, p *model.ServicePort)
 	case len(p.Endpoints) == 0:
 		e.hint(fmt.Sprintf("%v port %s has no endpoints: compare its selector and targetPort with the pods: kubectl -n %s get endpointslices -l kubernetes.io/service-name=%s",
 			s.Ref, portName(p), s.Ref.Namespace, s.Ref.Name))
-	default:
+	case !slices.ContainsFunc(p.Endpoints, func(x model.Endpoint) bool { return x.Ready }):
 		e.hint(fmt.Sprintf("%v port %s has endpoints, but none that takes connections: kubectl -n %s describe pods says why one is not ready",
 			s.Ref, portName(p), s.Ref.Namespace))
 	}

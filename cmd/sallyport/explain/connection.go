@@ -72,13 +72,13 @@ func (e *explainer) atVIP(c connection, s *model.Service) {
 	switch {
 	case p == nil:
 		e.step("chain", e.chain("filter", "SALLY-INPUT", "SALLY-GUARD"))
-		e.conclude(Refused, fmt.Sprintf("%v has no port %d/%s: the guard of VIPs refuses it", s.Ref, c.to.Port(), c.protocol))
+		e.conclude(Refused, fmt.Sprintf("%v has no port %d/%s, and nothing else is served at a VIP", s.Ref, c.to.Port(), c.protocol))
 		e.hint(fmt.Sprintf("it has %s", list(portNames(s), "no port that is served")))
 	case !c.to.Addr().Is4() && e.o.Dataplane != userspace:
 		e.conclude(None, "IPv6 VIPs are not served by the kernel dataplane")
 		e.hint("ask for an IPv4 address")
 	default:
-		e.forward(s, p, "SALLY-VIP", fmt.Sprintf("VIP %v", c.to))
+		e.forward(s, p, fmt.Sprintf("VIP %v", c.to), "SALLY-VIP")
 	}
 }
 
@@ -99,9 +99,9 @@ func (e *explainer) chain(table string, chains ...string) string {
 }
 
 // forward says where a service port's connections go, and concludes.
-func (e *explainer) forward(s *model.Service, p *model.ServicePort, chain, what string) {
+func (e *explainer) forward(s *model.Service, p *model.ServicePort, what string, chains ...string) {
 	e.step("port", fmt.Sprintf("%s is %v port %s", what, s.Ref, portName(p)))
-	e.step("chain", e.chain("nat", "SALLY-SERVICES", chain))
+	e.step("chain", e.chain("nat", append([]string{"SALLY-SERVICES"}, chains...)...))
 	b := e.backend(s, p)
 	e.out.Backends = []Backend{b}
 	if len(b.Destinations) == 0 {
@@ -109,6 +109,11 @@ func (e *explainer) forward(s *model.Service, p *model.ServicePort, chain, what 
 		return
 	}
 	e.conclude(Served, fmt.Sprintf("%s leads to %v port %s, %s", what, s.Ref, portName(p), count(len(b.Destinations), "destination")))
+}
+
+// forwardNodePort is forward at the service port's NodePort.
+func (e *explainer) forwardNodePort(s *model.Service, p *model.ServicePort) {
+	e.forward(s, p, fmt.Sprintf("NodePort %d", p.NodePort), "SALLY-NODEPORTS", "SALLY-"+string(p.Protocol))
 }
 
 // atEdge explains a connection to an address of the edge itself: NodePorts come first, as the rules do.
@@ -119,8 +124,7 @@ func (e *explainer) atEdge(c connection) {
 	if s != nil {
 		why := e.noNodePorts(addr)
 		if why == "" {
-			chain := map[model.Protocol]string{model.TCP: "SALLY-NODEPORTS, SALLY-TCP", model.UDP: "SALLY-NODEPORTS, SALLY-UDP"}[c.protocol]
-			e.forward(s, p, chain, fmt.Sprintf("NodePort %d", port))
+			e.forwardNodePort(s, p)
 			return
 		}
 		e.concerns(s.Ref)

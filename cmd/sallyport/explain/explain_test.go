@@ -269,3 +269,86 @@ func FuzzExplain(f *testing.F) {
 		}
 	})
 }
+
+// edgeOf is a snapshot with one route over three backends: one with most of the weight, one without endpoints, one that is gone.
+func edgeOf() *model.Snapshot {
+	ref := func(kind, name string) model.ObjectRef {
+		return model.ObjectRef{Kind: kind, Namespace: "shop", Name: name}
+	}
+	service := func(name string, to ...model.Destination) model.Service {
+		return model.Service{Ref: ref("Service", name), Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, Destinations: to}}}
+	}
+	backend := func(name string, weight int) model.Backend {
+		return model.Backend{Service: ref("Service", name), Port: 80, Weight: weight}
+	}
+	return &model.Snapshot{
+		Services: []model.Service{service("a", model.Destination{Addr: netip.MustParseAddrPort("10.244.1.5:80"), Reach: model.ReachPods}), service("b")},
+		Routes: []model.Route{{Ref: ref("Ingress", "split"), Host: "shop.example.com", Match: model.MatchDefault,
+			Backends: []model.Backend{backend("a", 3), backend("b", 1), backend("gone", 0)}}},
+		Certificates: []model.Certificate{{Ref: ref("Secret", "old"), Default: true, NotAfter: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}},
+		Problems: []model.Problem{{Object: model.ObjectRef{Kind: "Cluster", Name: "default"}, Field: "EndpointSlice", Reason: model.ReasonKindForbidden, Message: "no"},
+			{Object: ref("Ingress", "split"), Reason: model.ReasonUnsupported, Message: "why"}},
+	}
+}
+
+func explain(t *testing.T, s *model.Snapshot, o Options, target string) string {
+	t.Helper()
+	e, err := Explain(s, o, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text(t, e)
+}
+
+func TestWeights(t *testing.T) {
+	const want = `http://shop.example.com/: SERVED
+Ingress shop/split sends it to Service shop/a port 80 and Service shop/b port 80, 1 destination
+
+  listener     L7 takes http on port 80
+  host         shop.example.com is named by Ingress shop/split
+  path         the default backend of shop.example.com takes /, by Ingress shop/split
+  backend      Service shop/gone port 80 does not exist
+
+Service shop/a port 80/TCP, 75 % of the requests
+  -> 10.244.1.5:80          reach pods
+
+Service shop/b port 80/TCP, 25 % of the requests
+  -> nothing
+
+problems
+  - Ingress shop/split: why (Unsupported)
+
+hints
+  - Service shop/b port 80/TCP has no endpoints: compare its selector and targetPort with the pods: kubectl -n shop get endpointslices -l kubernetes.io/service-name=b
+`
+	if got := explain(t, edgeOf(), Options{HTTPPort: 80}, "http://shop.example.com/"); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestProblems: those of the options replace the snapshot's, and what ails a whole cluster is told where nothing is served.
+func TestProblems(t *testing.T) {
+	o := Options{HTTPPort: 80}
+	if got := explain(t, edgeOf(), o, "http://nowhere.example.org/"); !strings.Contains(got, "Cluster default: EndpointSlice: no (KindForbidden)") {
+		t.Errorf("the cluster's problem is missing:\n%s", got)
+	}
+	if got := explain(t, edgeOf(), o, "http://shop.example.com/"); strings.Contains(got, "KindForbidden") {
+		t.Errorf("the cluster's problem is told of what is served:\n%s", got)
+	}
+	o.Problems = []model.Problem{{Object: model.ObjectRef{Kind: "Service", Namespace: "shop", Name: "a"}, Reason: model.ReasonAddressTaken, Message: "taken"}}
+	if got := explain(t, edgeOf(), o, "service/shop/a"); !strings.Contains(got, "Service shop/a: taken (AddressTaken)") || strings.Contains(got, "KindForbidden") {
+		t.Errorf("the problems of the options were not used:\n%s", got)
+	}
+}
+
+func TestExpiredCertificate(t *testing.T) {
+	const expired = "the certificate of Secret shop/old has expired"
+	o := Options{HTTPSPort: 443}
+	if got := explain(t, edgeOf(), o, "https://shop.example.com/"); strings.Contains(got, expired) {
+		t.Errorf("judged without a clock:\n%s", got)
+	}
+	o.Now = time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
+	if got := explain(t, edgeOf(), o, "https://shop.example.com/"); !strings.Contains(got, expired) {
+		t.Errorf("want %q in\n%s", expired, got)
+	}
+}

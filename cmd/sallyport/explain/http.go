@@ -23,7 +23,7 @@ func (r request) explain(e *explainer) error {
 	if e.isNotL7(r) {
 		return nil
 	}
-	if addr, err := netip.ParseAddr(strings.Trim(r.host, "[]")); err == nil {
+	if addr, ok := isIP(r.host); ok {
 		e.hint(fmt.Sprintf("the host is the address %v: a route for another host needs that name in the request (curl -H 'Host: ...')", addr))
 	}
 	if r.scheme == "https" {
@@ -46,8 +46,8 @@ func (e *explainer) isNotL7(r request) bool {
 		want, other = other, want
 	}
 	isL7 := r.port == want || r.port == other // which are 0 if there is none, as no port is
-	if addr, err := netip.ParseAddr(strings.Trim(r.host, "[]")); err == nil && !(isL7 && e.isOwn(addr)) {
-		e.connection(connection{model.TCP, netip.AddrPortFrom(addr.Unmap(), r.port)})
+	if addr, ok := isIP(r.host); ok && !(isL7 && e.isOwn(addr)) {
+		e.connection(connection{model.TCP, netip.AddrPortFrom(addr, r.port)})
 		return true
 	}
 	switch {
@@ -56,7 +56,7 @@ func (e *explainer) isNotL7(r request) bool {
 		return false
 	case r.port == other:
 		e.conclude(Refused, fmt.Sprintf("port %d speaks %s, and the request comes in %s", other, otherScheme(r.scheme), r.scheme))
-		e.hint(fmt.Sprintf("%s is on port %s", r.scheme, portOr(want)))
+		e.hint(where(r.scheme, want))
 		return true
 	}
 	return e.namedPort(r, want)
@@ -65,12 +65,12 @@ func (e *explainer) isNotL7(r request) bool {
 // namedPort explains a port of a host that is a name, which says nothing about the address: it can only be a NodePort.
 func (e *explainer) namedPort(r request, want uint16) bool {
 	if s, p := e.nodePort(model.TCP, r.port); s != nil {
-		e.step("listener", fmt.Sprintf("%d is a NodePort, at every address of this edge that serves those; its name is not looked at", r.port))
-		e.forward(s, p, "SALLY-TCP", fmt.Sprintf("NodePort %d", r.port))
+		e.step("listener", fmt.Sprintf("%d is a NodePort, at every address of this edge that serves those, whatever the name", r.port))
+		e.forwardNodePort(s, p)
 		return true
 	}
 	e.conclude(None, fmt.Sprintf("nothing serves %s on port %d", r.scheme, r.port))
-	e.hint(fmt.Sprintf("this edge serves %s on port %s (l7.%sPort)", r.scheme, portOr(want), r.scheme))
+	e.hint(where(r.scheme, want))
 	return true
 }
 
@@ -81,12 +81,18 @@ func otherScheme(s string) string {
 	return "http"
 }
 
-// portOr gives the port, or says that there is none.
-func portOr(p uint16) string {
-	if p == 0 {
-		return "none"
+// where says on which port a scheme is served.
+func where(scheme string, port uint16) string {
+	if port == 0 {
+		return fmt.Sprintf("this edge does not serve %s (l7.%sPort)", scheme, scheme)
 	}
-	return strconv.Itoa(int(p))
+	return fmt.Sprintf("this edge serves %s on port %d (l7.%sPort)", scheme, port, scheme)
+}
+
+// isIP says whether the host of a request is an address.
+func isIP(host string) (netip.Addr, bool) {
+	addr, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return addr.Unmap(), err == nil
 }
 
 // certificate says what a client that names the host is shown: the host's own, else its wildcard's, else the default one,
@@ -95,7 +101,11 @@ func (e *explainer) certificate(r request) {
 	c, why := e.presented(r.host)
 	if c == nil {
 		e.step("certificate", "a self-signed one, as no Secret has one for "+r.host+" and there is no default certificate (l7.tls.defaultCertificate)")
-		e.hint("clients refuse the self-signed certificate: add the host and a Secret of type kubernetes.io/tls to spec.tls of its Ingress")
+		if _, ok := isIP(r.host); ok {
+			e.hint("clients refuse the self-signed certificate, and of an address they do not tell its name: only the default certificate can be for it")
+		} else {
+			e.hint("clients refuse the self-signed certificate: add the host and a Secret of type kubernetes.io/tls to spec.tls of its Ingress")
+		}
 		e.tell(func(p model.Problem) bool { return p.Reason == model.ReasonSecretNotFound && p.Object.Kind == "Secret" })
 		return
 	}
@@ -118,10 +128,9 @@ func certificateView(c *model.Certificate) *Certificate {
 func (e *explainer) presented(host string) (_ *model.Certificate, why string) {
 	_, parent, _ := strings.Cut(host, ".")
 	for _, name := range []string{host, "*." + parent} {
-		for i := range e.s.Certificates {
-			if slices.Contains(e.s.Certificates[i].Hosts, name) {
-				return &e.s.Certificates[i], "which is for " + name
-			}
+		i := slices.IndexFunc(e.s.Certificates, func(c model.Certificate) bool { return slices.Contains(c.Hosts, name) })
+		if _, named := isIP(host); i >= 0 && !named {
+			return &e.s.Certificates[i], "which is for " + name
 		}
 	}
 	i := slices.IndexFunc(e.s.Certificates, func(c model.Certificate) bool { return c.Default })
@@ -133,6 +142,7 @@ func (e *explainer) presented(host string) (_ *model.Certificate, why string) {
 
 // host says whose routes decide.
 func (e *explainer) host(r request, m *route.Route) {
+	e.tell(func(p model.Problem) bool { return p.Object.Kind == "Ingress" && mentions(p.Message, r.host) })
 	name, routes := e.deciding(r.host)
 	switch {
 	case len(routes) == 0:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"sallyport/gateway/route"
@@ -112,7 +113,6 @@ func taker(routes []model.Route, path string) *model.Route {
 // noHost says what is missing where no Ingress names the host.
 func (e *explainer) noHost(r request) {
 	e.conclude(None, fmt.Sprintf("the request is answered 404: no Ingress served here has the host %s", r.host))
-	e.tell(func(p model.Problem) bool { return p.Object.Kind == "Ingress" && mentions(p.Message, r.host) })
 	if near := e.nearHosts(r.host); len(near) > 0 {
 		e.hint("hosts like it: " + few(near))
 	}
@@ -123,12 +123,16 @@ func (e *explainer) noHost(r request) {
 			e.hint(wildcard + " is for one label only (networking/v1 IngressRule.host): add *." + r.host[strings.IndexByte(r.host, '.')+1:])
 		}
 	}
-	e.hint("an Ingress that has the host is of another class, or its rule is a Problem: spec.ingressClassName must name an IngressClass of controller " +
-		"sallyport.io/ingress: kubectl get ingress -A; kubectl get ingressclass")
+	if _, ok := isIP(r.host); !ok {
+		e.hint("if an Ingress has the host, it is of another class: spec.ingressClassName must name an IngressClass of controller sallyport.io/ingress: " +
+			"kubectl get ingress -A; kubectl get ingressclass")
+	}
 }
 
-// mentions says whether a message shows the host, in quotes or not.
-func mentions(message, host string) bool { return strings.Contains(strings.ToLower(message), host) }
+// mentions says whether a message shows the host as what an Ingress says, which is in quotes.
+func mentions(message, host string) bool {
+	return strings.Contains(strings.ToLower(message), strconv.Quote(host))
+}
 
 // nearHosts are the hosts that differ by "www." or by no more than two bytes.
 func (e *explainer) nearHosts(host string) []string {

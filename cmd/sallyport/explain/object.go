@@ -154,7 +154,7 @@ func (o object) ingress(e *explainer) error {
 	switch routes := len(e.out.Routes); {
 	case routes == 0:
 		e.conclude(None, fmt.Sprintf("%v is not served: none of the routes is by it", ref))
-		e.hint("there is none, or its class is not ours: spec.ingressClassName must name an IngressClass of controller sallyport.io/ingress; or all of its rules are Problems")
+		e.hint("there is no such Ingress, or it is of another class (spec.ingressClassName must name an IngressClass of controller sallyport.io/ingress), or all that it asks for is a Problem")
 	case ready == 0:
 		e.conclude(Refused, fmt.Sprintf("%v has %s for %s, and nothing that requests could be sent to", ref, count(routes, "route"), few(hosts)))
 	default:
