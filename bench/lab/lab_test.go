@@ -106,6 +106,15 @@ func remains(t *testing.T, name string) []string {
 	if files, err := filepath.Glob("/var/lib/sallyport-lab/" + name); err != nil || len(files) > 0 {
 		found = append(found, fmt.Sprint(files, err))
 	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, "/sallyport-lab/"+name+"/") {
+			found = append(found, "mount "+line)
+		}
+	}
 	return append(found, remainingProcesses(t, name)...)
 }
 
@@ -128,7 +137,9 @@ func remainingProcesses(t *testing.T, name string) []string {
 	return found
 }
 
-const pod = `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web"},"spec":{"containers":[{"name":"web","image":"agnhost","args":["netexec"]}]}}`
+const pod = `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web"},"spec":{
+	"containers":[{"name":"web","image":"agnhost","args":["netexec"],"volumeMounts":[{"name":"memory","mountPath":"/memory-test"}]}],
+	"volumes":[{"name":"memory","emptyDir":{"medium":"Memory"}}]}}`
 
 // startPod runs a pod, so that there is more to remove than what up made itself.
 func startPod(t *testing.T, program, name string) {
@@ -144,8 +155,8 @@ func TestDownAfterACrashLeavesNothing(t *testing.T) {
 	name := labName("crash")
 	up := startUp(t, lab, name)
 	startPod(t, lab, name)
-	if seen := strings.Join(remains(t, name), "\n"); !strings.Contains(seen, "netexec") || !strings.Contains(seen, "link splab") {
-		t.Fatalf("the pod or the link of a running lab is not seen, but\n%s", seen)
+	if seen := strings.Join(remains(t, name), "\n"); !strings.Contains(seen, "netexec") || !strings.Contains(seen, "link splab") || !strings.Contains(seen, "mount tmpfs") {
+		t.Fatalf("the pod, the link or the volume of a running lab is not seen, but\n%s", seen)
 	}
 	if err := up.cmd.Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)

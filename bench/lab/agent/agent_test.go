@@ -304,3 +304,14 @@ func (b *bed) hasEvent(reason, text string) {
 		return fmt.Errorf("no Event %s with %q in %q", reason, text, seen)
 	})
 }
+
+// gone waits until the folder does not exist.
+func (b *bed) gone(folder string) {
+	b.Helper()
+	b.eventually(func() error {
+		if _, err := os.Stat(folder); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s is still there: %v", folder, err)
+		}
+		return nil
+	})
+}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -16,8 +18,9 @@ import (
 
 // Delays before a container that ended is started again. kubelet's (10 s to 5 min) are too long for tests.
 const (
-	firstBackOff = 200 * time.Millisecond
-	lastBackOff  = 10 * time.Second // also how long a container must run for the next delay to be the first again
+	firstBackOff  = 200 * time.Millisecond
+	lastBackOff   = 10 * time.Second // also how long a container must run for the next delay to be the first again
+	configBackOff = time.Second      // the longest when only configuration is missing: it may come at any time
 )
 
 // container runs one container of a pod: starts its process, probes it, starts it again as restartPolicy asks, and
@@ -35,9 +38,11 @@ type container struct {
 func (c *container) run(stop stopping) {
 	for delay := firstBackOff; !c.completed() && stop.term.Err() == nil; delay = min(2*delay, lastBackOff) {
 		began := time.Now()
-		p, err := c.start()
+		p, err := c.start(stop.term)
 		if err != nil {
-			c.refuse(err)
+			if c.refuse(err) == reasonConfig {
+				delay = min(delay, configBackOff)
+			}
 			sleep(stop.term, delay)
 			continue
 		}
@@ -81,8 +86,13 @@ func (e *startError) Error() string { return e.cause.Error() }
 // Unwrap gives the cause.
 func (e *startError) Unwrap() error { return e.cause }
 
-func (c *container) start() (*process, error) {
-	spec, err := c.prepare()
+// reasonConfig is the reason of a container whose configuration is missing or asks for what there is not.
+const reasonConfig = "CreateContainerConfigError"
+
+func (c *container) start(ctx context.Context) (*process, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	spec, err := c.prepare(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -106,14 +116,18 @@ func (c *container) start() (*process, error) {
 }
 
 // prepare computes what to run.
-func (c *container) prepare() (processSpec, error) {
+func (c *container) prepare(ctx context.Context) (processSpec, error) {
 	if err := checkSupported(c.w.spec, c.spec); err != nil {
-		return processSpec{}, &startError{"CreateContainerConfigError", err}
+		return processSpec{}, &startError{reasonConfig, err}
 	}
-	pod, facts, netNS := c.w.surroundings()
-	env, err := containerEnv(pod, c.spec, facts)
+	from := c.w.contents()
+	env, err := containerEnv(ctx, c.spec, from)
 	if err != nil {
-		return processSpec{}, &startError{"CreateContainerConfigError", err}
+		return processSpec{}, &startError{reasonConfig, err}
+	}
+	mounts, err := c.w.volumes.mounts(ctx, c.spec, from)
+	if err != nil {
+		return processSpec{}, &startError{reasonConfig, err}
 	}
 	if _, err := c.w.images.program(c.spec.Image); err != nil {
 		return processSpec{}, &startError{"ErrImagePull", err}
@@ -123,14 +137,25 @@ func (c *container) prepare() (processSpec, error) {
 		return processSpec{}, &startError{"RunContainerError", err}
 	}
 	dir := path.Join("/", c.spec.WorkingDir) // an image without a WORKDIR starts in the root
-	if _, err := os.Stat(dir + "/."); err != nil {
+	if _, err := os.Stat(dir + "/."); err != nil && !covered(dir, mounts) {
 		return processSpec{}, &startError{"CreateContainerError", fmt.Errorf("container %q: workingDir: %w", c.spec.Name, err)}
 	}
-	return processSpec{netNS: netNS, hostname: facts.hostname, dir: dir, argv: argv, env: env.list()}, nil
+	_, _, netNS := c.w.surroundings()
+	return processSpec{
+		netNS: netNS, hostname: from.facts.hostname, dir: dir, argv: argv, env: env.list(), root: c.w.rootDir(), mounts: mounts,
+	}, nil
 }
 
-// refuse tells why the container cannot be started.
-func (c *container) refuse(err error) {
+// covered says whether a mount may bring the folder.
+func covered(dir string, mounts []bindMount) bool {
+	return slices.ContainsFunc(mounts, func(m bindMount) bool {
+		rest, inside := strings.CutPrefix(dir, path.Clean(m.Target))
+		return inside && (rest == "" || rest[0] == '/')
+	})
+}
+
+// refuse tells why the container cannot be started, and returns the reason.
+func (c *container) refuse(err error) string {
 	reason := "CreateContainerError"
 	if start, ok := errors.AsType[*startError](err); ok {
 		reason = start.reason
@@ -139,6 +164,7 @@ func (c *container) refuse(err error) {
 		s.State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: err.Error()}}
 	})
 	c.w.event(corev1.EventTypeWarning, "Failed", "Error: %v", err)
+	return reason
 }
 
 // supervise returns when the process has ended, by itself or because the pod stops or a probe found it dead.

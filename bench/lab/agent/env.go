@@ -1,9 +1,13 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -44,35 +48,61 @@ type podFacts struct {
 }
 
 // containerEnv computes a container's environment. A value may refer to variables set before it.
-func containerEnv(pod *corev1.Pod, c *corev1.Container, facts podFacts) (*environment, error) {
+func containerEnv(ctx context.Context, c *corev1.Container, from contents) (*environment, error) {
 	env := &environment{values: map[string]string{}}
 	env.set("PATH", searchPath)
-	env.set("HOSTNAME", facts.hostname)
+	env.set("HOSTNAME", from.facts.hostname)
 	if name, ok := os.LookupEnv(network.LabVariable); ok { // by which the lab finds its processes again
 		env.set(network.LabVariable, name)
 	}
-	if len(c.EnvFrom) > 0 {
-		return nil, fmt.Errorf("container %q: envFrom is not supported by the lab's node agent", c.Name)
+	for i := range c.EnvFrom {
+		if err := env.setFrom(ctx, &c.EnvFrom[i], from.config); err != nil {
+			return nil, fmt.Errorf("container %q: envFrom[%d]: %w", c.Name, i, err)
+		}
 	}
 	for i := range c.Env {
 		v := &c.Env[i]
-		value, err := envValue(pod, v, facts, env.values)
+		value, found, err := envValue(ctx, v, from, env.values)
 		if err != nil {
 			return nil, fmt.Errorf("container %q: env %q: %w", c.Name, v.Name, err)
 		}
-		env.set(v.Name, value)
+		if found {
+			env.set(v.Name, value)
+		}
 	}
 	return env, nil
 }
 
-func envValue(pod *corev1.Pod, v *corev1.EnvVar, facts podFacts, known map[string]string) (string, error) {
+// setFrom sets a variable for each key of an object (EnvFromSource).
+func (e *environment) setFrom(ctx context.Context, source *corev1.EnvFromSource, config *configReader) (err error) {
+	var data map[string][]byte
 	switch {
-	case v.ValueFrom == nil:
-		return expand(v.Value, known), nil
-	case v.ValueFrom.FieldRef != nil:
-		return fieldValue(pod, v.ValueFrom.FieldRef.FieldPath, facts)
+	case source.SecretRef != nil:
+		data, err = config.read(ctx, kindSecret, source.SecretRef.Name, source.SecretRef.Optional)
+	case source.ConfigMapRef != nil:
+		data, err = config.read(ctx, kindConfigMap, source.ConfigMapRef.Name, source.ConfigMapRef.Optional)
 	}
-	return "", fmt.Errorf("valueFrom supports only fieldRef in the lab's node agent")
+	for _, key := range slices.Sorted(maps.Keys(data)) {
+		e.set(source.Prefix+key, string(data[key]))
+	}
+	return err
+}
+
+// envValue returns the value of a variable. found is false for one whose source is optional and not there: it is not set.
+func envValue(ctx context.Context, v *corev1.EnvVar, from contents, known map[string]string) (value string, found bool, err error) {
+	source := v.ValueFrom
+	switch {
+	case source == nil:
+		return expand(v.Value, known), true, nil
+	case source.FieldRef != nil:
+		value, err = fieldValue(from.pod, source.FieldRef.FieldPath, from.facts)
+		return value, true, err
+	case source.SecretKeyRef != nil:
+		return from.config.key(ctx, kindSecret, source.SecretKeyRef.Name, source.SecretKeyRef.Key, source.SecretKeyRef.Optional)
+	case source.ConfigMapKeyRef != nil:
+		return from.config.key(ctx, kindConfigMap, source.ConfigMapKeyRef.Name, source.ConfigMapKeyRef.Key, source.ConfigMapKeyRef.Optional)
+	}
+	return "", false, errors.New("valueFrom supports only fieldRef, secretKeyRef and configMapKeyRef in the lab's node agent")
 }
 
 // fieldValue answers a fieldRef of the downward API (EnvVarSource.fieldRef).

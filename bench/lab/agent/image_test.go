@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
 
 	"sallyport/bench/lab/network"
 )
@@ -83,41 +85,76 @@ func TestContainerEnv(t *testing.T) {
 	field := func(name, path string) corev1.EnvVar {
 		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
 	}
-	c := &corev1.Container{Name: "main", Env: []corev1.EnvVar{
+	all := []corev1.EnvFromSource{
+		{Prefix: "S_", SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "keys"}}},
+		{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "settings"}}},
+		{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "none"}, Optional: new(true)}},
+	}
+	c := &corev1.Container{Name: "main", EnvFrom: all, Env: []corev1.EnvVar{
 		field("NAME", "metadata.name"), field("NS", "metadata.namespace"), field("UID", "metadata.uid"), field("NODE", "spec.nodeName"),
 		field("IP", "status.podIP"), field("IPS", "status.podIPs"), field("HOST", "status.hostIP"),
 		field("APP", "metadata.labels['app.kubernetes.io/name']"), field("NONE", "metadata.annotations['none']"),
+		fromSecret("PASSWORD", "keys", "password", false), fromConfigMap("COLOUR", "settings", "colour", false),
+		fromSecret("UNSET", "keys", "none", true), fromConfigMap("UNSET2", "none", "colour", true),
 		{Name: "URL", Value: "http://$(IP)/$(LATER)"}, {Name: "LATER", Value: "x"}, {Name: "HOSTNAME", Value: "mine"},
 	}}
-	env, err := containerEnv(pod, c, podFacts{hostname: "web", hostIP: addr("10.0.0.1"), podIPs: addrs("10.1.0.2", "fd00::2")})
+	facts := podFacts{hostname: "web", hostIP: addr("10.0.0.1"), podIPs: addrs("10.1.0.2", "fd00::2")}
+	env, err := containerEnv(t.Context(), c, contents{testConfig(), pod, facts})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
-		"PATH=" + searchPath, "HOSTNAME=mine", "SALLYPORT_LAB_NAME=blue", "NAME=web", "NS=default", "UID=web-uid", "NODE=node-1",
-		"IP=10.1.0.2", "IPS=10.1.0.2,fd00::2", "HOST=10.0.0.1", "APP=web", "NONE=", "URL=http://10.1.0.2/$(LATER)", "LATER=x",
+		"PATH=" + searchPath, "HOSTNAME=mine", "SALLYPORT_LAB_NAME=blue",
+		"S_password=xyzzy", "S_user=joe", "colour=blue", "NAME=web", "NS=default", "UID=web-uid", "NODE=node-1",
+		"IP=10.1.0.2", "IPS=10.1.0.2,fd00::2", "HOST=10.0.0.1", "APP=web", "NONE=", "PASSWORD=xyzzy", "COLOUR=blue", "URL=http://10.1.0.2/$(LATER)", "LATER=x",
 	}
 	if got := env.list(); !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
 }
 
+// testConfig reads a Secret keys and a ConfigMap settings.
+func testConfig() *configReader {
+	return newConfigReader(fake.NewClientset(
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "keys"}, Data: map[string][]byte{"user": []byte("joe"), "password": []byte("xyzzy")}},
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "settings"}, Data: map[string]string{"colour": "blue"}},
+	), "default")
+}
+
+func fromSecret(name, object, key string, optional bool) corev1.EnvVar {
+	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{
+		LocalObjectReference: corev1.LocalObjectReference{Name: object}, Key: key, Optional: &optional,
+	}}}
+}
+
+func fromConfigMap(name, object, key string, optional bool) corev1.EnvVar {
+	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{ConfigMapKeyRef: &corev1.ConfigMapKeySelector{
+		LocalObjectReference: corev1.LocalObjectReference{Name: object}, Key: key, Optional: &optional,
+	}}}
+}
+
 func TestContainerEnvRefuses(t *testing.T) {
-	secret := &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{Key: "k"}}
+	none := corev1.LocalObjectReference{Name: "none"}
+	resource := &corev1.EnvVarSource{ResourceFieldRef: &corev1.ResourceFieldSelector{}}
 	limits := &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "limits.cpu"}}
 	for _, tt := range []struct {
 		name string
 		c    corev1.Container
 		want string
 	}{
-		{"envFrom", corev1.Container{EnvFrom: []corev1.EnvFromSource{{}}}, `container "": envFrom is not supported by the lab's node agent`},
-		{"secretKeyRef", corev1.Container{Env: []corev1.EnvVar{{Name: "S", ValueFrom: secret}}},
-			`container "": env "S": valueFrom supports only fieldRef in the lab's node agent`},
+		{"envFrom of nothing", corev1.Container{EnvFrom: []corev1.EnvFromSource{{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: none}}}},
+			`container "": envFrom[0]: read secret default/none: secrets "none" not found`},
+		{"missing key", corev1.Container{Env: []corev1.EnvVar{fromSecret("S", "keys", "k", false)}},
+			`container "": env "S": secret default/keys has no key "k"`},
+		{"missing object", corev1.Container{Env: []corev1.EnvVar{fromConfigMap("S", "none", "k", false)}},
+			`container "": env "S": read configMap default/none: configmaps "none" not found`},
+		{"resourceFieldRef", corev1.Container{Env: []corev1.EnvVar{{Name: "S", ValueFrom: resource}}},
+			`container "": env "S": valueFrom supports only fieldRef, secretKeyRef and configMapKeyRef in the lab's node agent`},
 		{"unknown field", corev1.Container{Env: []corev1.EnvVar{{Name: "L", ValueFrom: limits}}},
 			`container "": env "L": fieldRef "limits.cpu" is not supported`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := containerEnv(testPod("web", "true"), &tt.c, podFacts{})
+			_, err := containerEnv(t.Context(), &tt.c, contents{testConfig(), testPod("web", "true"), podFacts{}})
 			if got := fmt.Sprint(err); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
@@ -126,16 +163,17 @@ func TestContainerEnvRefuses(t *testing.T) {
 }
 
 func TestCheckSupported(t *testing.T) {
-	always := corev1.ContainerRestartPolicyAlways
+	always, both := corev1.ContainerRestartPolicyAlways, corev1.MountPropagationBidirectional
 	for _, tt := range []struct {
 		name string
 		c    corev1.Container
 		want string
 	}{
 		{"plain", corev1.Container{}, "<nil>"},
-		{"service account token", corev1.Container{VolumeMounts: []corev1.VolumeMount{{Name: "kube-api-access-x7zzq"}}}, "<nil>"},
-		{"volume", corev1.Container{Name: "c", VolumeMounts: []corev1.VolumeMount{{Name: "certs"}}},
-			`container "c": volume "certs" cannot be mounted by the lab's node agent`},
+		{"subPathExpr", corev1.Container{Name: "c", VolumeMounts: []corev1.VolumeMount{{Name: "certs", SubPathExpr: "$(POD)"}}},
+			`container "c": subPathExpr "$(POD)" is not supported by the lab's node agent`},
+		{"mountPropagation", corev1.Container{Name: "c", VolumeMounts: []corev1.VolumeMount{{Name: "certs", MountPropagation: &both}}},
+			`container "c": mountPropagation Bidirectional is not supported by the lab's node agent`},
 		{"sidecar", corev1.Container{Name: "c", RestartPolicy: &always},
 			`container "c": a restartPolicy of its own is not supported by the lab's node agent`},
 		{"postStart", corev1.Container{Name: "c", Lifecycle: &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{}}},

@@ -16,7 +16,7 @@ import (
 )
 
 // removeOrphans removes what an agent that was killed left of this node's pods: processes, network namespaces and
-// logs. The directories of the pods say which pods are this node's.
+// folders. The directories of the pods say which pods are this node's.
 func removeOrphans(dir, prefix string) error {
 	entries, err := os.ReadDir(filepath.Join(dir, podsDir))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -25,7 +25,7 @@ func removeOrphans(dir, prefix string) error {
 	for _, e := range entries {
 		uid := types.UID(e.Name()[strings.LastIndexByte(e.Name(), '_')+1:])
 		name := podNetNS(prefix, uid)
-		err := errors.Join(killInNetNS(filepath.Join(network.NamespaceFolder, name)), network.DeleteNamespace(name), os.RemoveAll(filepath.Join(dir, podsDir, e.Name())))
+		err := errors.Join(killInNetNS(filepath.Join(network.NamespaceFolder, name)), network.DeleteNamespace(name), removePodDir(filepath.Join(dir, podsDir, e.Name())))
 		if err != nil {
 			return fmt.Errorf("remove pod %s of an earlier agent: %w", e.Name(), err)
 		}

@@ -223,7 +223,7 @@ func TestCannotRun(t *testing.T) {
 	}{
 		{"image", "ErrImagePull", `image "nginx:1" is not in the lab's image table, which knows sh, web`, func(c *corev1.Container) { c.Image = "nginx:1" }},
 		{"command", "RunContainerError", `command "/no/such"`, func(c *corev1.Container) { c.Command = []string{"/no/such"} }},
-		{"volume", "CreateContainerConfigError", `volume "data" cannot be mounted`, func(c *corev1.Container) {
+		{"volume", "CreateContainerConfigError", `volume "data": it is not in spec.volumes`, func(c *corev1.Container) {
 			c.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
 		}},
 		{"folder", "CreateContainerError", `workingDir: stat /no/such/.`, func(c *corev1.Container) { c.WorkingDir = "/no/such" }},

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +19,8 @@ type processSpec struct {
 	argv     []string // the program's path, then its arguments
 	env      []string
 	output   *os.File // stdout and stderr
+	root     string   // an empty folder, for a root with mounts
+	mounts   []bindMount
 }
 
 // process is a running container. It is process 1 of a PID namespace, so whatever it started dies with it.
@@ -53,8 +56,11 @@ func (l *launcher) stop() { close(l.requests) }
 
 // start runs the agent's own program as [PodInit] in new namespaces, which becomes the container.
 func (l *launcher) start(spec processSpec) (*process, error) {
-	args := []string{PodInitCommand, "-netns", spec.netNS, "-hostname", spec.hostname, "-dir", spec.dir, "--"}
-	cmd := exec.Command("/proc/self/exe", append(args, spec.argv...)...)
+	args, err := spec.podInit()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = spec.env
 	cmd.Stdout, cmd.Stderr = spec.output, spec.output
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -70,6 +76,19 @@ func (l *launcher) start(spec processSpec) (*process, error) {
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	go p.wait()
 	return p, nil
+}
+
+// podInit returns the arguments of [PodInit].
+func (s processSpec) podInit() ([]string, error) {
+	args := []string{PodInitCommand, "-netns", s.netNS, "-hostname", s.hostname, "-dir", s.dir}
+	if len(s.mounts) > 0 {
+		mounts, err := json.Marshal(s.mounts)
+		if err != nil {
+			return nil, fmt.Errorf("encode mounts: %w", err)
+		}
+		args = append(args, "-root", s.root, "-mounts", string(mounts))
+	}
+	return append(append(args, "--"), s.argv...), nil
 }
 
 func (p *process) wait() {

@@ -3,14 +3,9 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 )
-
-// tokenVolume is the prefix of the volume that ServiceAccount admission adds to every pod. Programs of the lab do
-// not read it, so a pod runs without.
-const tokenVolume = "kube-api-access-"
 
 // checkSupported says what a container asks for that the agent does not do. Such a container is not started: one
 // that runs without its volume would fail in a way that nobody understands.
@@ -24,8 +19,11 @@ func checkSupported(pod *corev1.PodSpec, c *corev1.Container) error {
 		}
 	}
 	for _, m := range c.VolumeMounts {
-		if !strings.HasPrefix(m.Name, tokenVolume) {
-			return fmt.Errorf("container %q: volume %q cannot be mounted by the lab's node agent", c.Name, m.Name)
+		if m.SubPathExpr != "" {
+			return fmt.Errorf("container %q: subPathExpr %q is not supported by the lab's node agent", c.Name, m.SubPathExpr)
+		}
+		if m.MountPropagation != nil && *m.MountPropagation != corev1.MountPropagationNone {
+			return fmt.Errorf("container %q: mountPropagation %s is not supported by the lab's node agent", c.Name, *m.MountPropagation)
 		}
 	}
 	if c.RestartPolicy != nil {

@@ -47,6 +47,7 @@ type podWorker struct {
 	dir       string          // of the pod's logs and volumes
 	born      time.Time
 	logs      map[string]*containerLog // by container name
+	volumes   *podVolumes
 	log       *slog.Logger
 
 	life                               context.Context // until the agent stops or the pod object is gone
@@ -79,6 +80,7 @@ func newPodWorker(ctx context.Context, r *podRuntime, pod *corev1.Pod) *podWorke
 		pod:        pod,
 		facts:      podFacts{hostname: hostname(pod), hostIP: r.config.NodeIP},
 	}
+	w.volumes = &podVolumes{dir: filepath.Join(w.dir, volumesDir), specs: pod.Spec.Volumes, ready: map[string]bool{}}
 	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
 		w.logs[c.Name] = &containerLog{path: filepath.Join(w.dir, c.Name+".log")}
 	}
@@ -155,23 +157,24 @@ func resume(s *corev1.ContainerStatus, waiting string, never bool) {
 // run is the life of the pod. It returns when nothing of the pod is left on the node.
 func (w *podWorker) run() {
 	defer w.cancelLife()
-	publishing, endPublishing := context.WithCancel(w.life)
-	var publisher sync.WaitGroup
-	publisher.Go(func() { w.publish(publishing) })
+	running, end := context.WithCancel(w.life)
+	var helpers sync.WaitGroup
+	helpers.Go(func() { w.publish(running) })
 	box, attached := w.prepare()
 	if attached {
+		helpers.Go(func() { w.keepVolumes(running) })
 		w.runContainers()
 	}
-	endPublishing()
-	publisher.Wait()
+	end()
+	helpers.Wait()
 	w.publishEnd()
 	if attached {
 		w.detach(box)
 	}
 	<-w.stop.term.Done() // a pod that ran to completion stays until it is deleted
 	w.deleteObject()
-	if err := os.RemoveAll(w.dir); err != nil {
-		w.log.Error("remove logs of pod", "err", err)
+	if err := removePodDir(w.dir); err != nil {
+		w.log.Error("remove folder of pod", "err", err)
 	}
 }
 
@@ -194,7 +197,7 @@ func (w *podWorker) prepare() (box sandbox, ok bool) {
 }
 
 func (w *podWorker) attach() (sandbox, error) {
-	if err := os.MkdirAll(w.dir, 0o755); err != nil {
+	if err := os.MkdirAll(w.rootDir(), 0o755); err != nil {
 		return sandbox{}, err
 	}
 	if w.spec.HostNetwork {
@@ -202,6 +205,9 @@ func (w *podWorker) attach() (sandbox, error) {
 	}
 	return w.network.attach(w.uid)
 }
+
+// rootDir is an empty folder, over which containers with volumes mount their root.
+func (w *podWorker) rootDir() string { return filepath.Join(w.dir, "root") }
 
 func (w *podWorker) detach(box sandbox) {
 	if w.spec.HostNetwork {

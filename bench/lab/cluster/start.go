@@ -107,7 +107,7 @@ func (c *Cluster) startAgent(h *Host) error {
 	args := []string{
 		"agent", "--node=" + h.Name, "--node-ip=" + h.Addr.String(), "--netns=" + h.NetNS(),
 		"--pod-netns-prefix=" + network.Prefix(c.name) + "pod.",
-		"--kubeconfig=" + c.Kubeconfig(), "--dir=" + filepath.Join(c.dir, "agent", h.Name),
+		"--kubeconfig=" + c.Kubeconfig(), "--dir=" + agentFolder(c.name, h.Name),
 		"--tls-cert-file=" + c.pki("kubelet-"+h.Name+".crt"), "--tls-private-key-file=" + c.pki("kubelet-"+h.Name+".key"),
 		"--client-ca-file=" + c.pki("ca.crt"),
 	}

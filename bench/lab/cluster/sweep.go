@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"sallyport/bench/lab/agent"
 	"sallyport/bench/lab/network"
 )
 
@@ -67,12 +68,24 @@ func stopOwner(name string) error {
 
 // sweep removes all that a lab consists of. The caller holds its claim.
 func sweep(name string) error {
-	err := errors.Join(killAll(name), network.Remove(name), os.RemoveAll(folder(name)))
+	err := errors.Join(killAll(name), network.Remove(name), removeAgents(name), os.RemoveAll(folder(name)))
 	parent := os.Remove(labsFolder)
 	if errors.Is(parent, os.ErrNotExist) || errors.Is(parent, syscall.ENOTEMPTY) { // it stays for other labs
 		parent = nil
 	}
 	return errors.Join(err, parent)
+}
+
+// agentFolder is the folder of one node's agent.
+func agentFolder(lab, node string) string { return filepath.Join(folder(lab), "agent", node) }
+
+// removeAgents removes the folders of the nodes' agents, in which memory may be mounted.
+func removeAgents(lab string) error {
+	folders, err := filepath.Glob(agentFolder(lab, "*"))
+	for _, dir := range folders {
+		err = errors.Join(err, agent.RemoveDir(dir))
+	}
+	return err
 }
 
 // killAll kills the lab's processes until none is left: one that was just being started may show up late.
