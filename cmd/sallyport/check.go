@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -8,15 +10,18 @@ import (
 	"github.com/spf13/cobra"
 
 	"sallyport/cmd/sallyport/config"
+	"sallyport/rules"
 	"sallyport/watcher"
 )
 
 func newCheck() *cobra.Command {
 	var f flags
+	var out output
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Validate the configuration and say what it would do",
-		Long:  `Read the configuration and the kubeconfig, report each mistake by file, line and key, and say what "run" would do. The cluster is not asked.`,
+		Short: "Validate the configuration and say what it would do here",
+		Long: `Read the configuration and the kubeconfig, report each mistake by file, line and key, say what "run" would do, and what on
+this machine would get in its way. Nothing is changed, and the cluster is not asked.`,
 		Example: `  sallyport check --config sallyport.yaml
   sallyport check --kubeconfig ~/.kube/config`,
 		Args: cobra.NoArgs,
@@ -25,27 +30,65 @@ func newCheck() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return describe(cmd.OutOrStdout(), c)
+			r, err := review(cmd.Context(), c)
+			if err != nil {
+				return err
+			}
+			return out.write(cmd.OutOrStdout(), r, r.writeText)
 		},
 	}
 	f.add(cmd)
 	f.addSource(cmd)
+	out.add(cmd)
 	return cmd
 }
 
-// describe says in sentences what an edge with this configuration does.
-func describe(w io.Writer, c config.Config) error {
+// A checkReport is what "sallyport check" prints.
+type checkReport struct {
+	Edge     string          `json:"edge"`
+	Does     []line          `json:"does"`     // what an edge with this configuration does
+	Findings []rules.Finding `json:"findings"` // what on this machine may get in its way
+}
+
+// A line is a sentence about a subject.
+type line struct {
+	Subject string `json:"subject"`
+	Text    string `json:"text"`
+}
+
+func review(ctx context.Context, c config.Config) (checkReport, error) {
 	source, err := describeSource(c)
 	if err != nil {
-		return err
+		return checkReport{}, err
 	}
-	fmt.Fprintf(w, "edge %s\n", c.Edge.Name)
-	fmt.Fprintf(w, "  serves       %s\n", source)
-	fmt.Fprintf(w, "  reaches pods %s\n", describeReach(c))
-	fmt.Fprintf(w, "  NodePorts    %s\n", describeNodePorts(c))
-	fmt.Fprintf(w, "  VIPs         %s\n", describePools(c))
-	fmt.Fprintf(w, "  HTTP         %s\n", describeHTTP(c))
-	fmt.Fprintf(w, "  admin        http://%s/healthz, /readyz, /metrics\n", c.Edge.Admin.Address)
+	r := checkReport{Edge: c.Edge.Name, Does: []line{
+		{"serves", source},
+		{"reaches pods", describeReach(c)},
+		{"NodePorts", describeNodePorts(c)},
+		{"VIPs", describePools(c)},
+		{"HTTP", describeHTTP(c)},
+		{"HTTPS", describeHTTPS(c)},
+		{"writes", describeStatus(c)},
+		{"admin", fmt.Sprintf("http://%s/healthz, /readyz, /metrics; %s", c.Edge.Admin.Address, cmp.Or(c.Edge.Admin.Socket, "no socket"))},
+	}}
+	if c.L4.Dataplane == config.DataplaneIptables {
+		r.Findings, err = rules.Inspect(ctx, rulesOptions(c))
+	}
+	return r, err
+}
+
+// writeText writes the report for people.
+func (r checkReport) writeText(w io.Writer) error {
+	fmt.Fprintf(w, "edge %s\n", r.Edge)
+	for _, l := range r.Does {
+		fmt.Fprintf(w, "  %-13s%s\n", l.Subject, l.Text)
+	}
+	if len(r.Findings) > 0 {
+		fmt.Fprintln(w, "on this machine")
+	}
+	for _, f := range r.Findings {
+		fmt.Fprintf(w, "  %-13s%s\n", f.Subject, strings.ReplaceAll(f.Message, "\n", "\n"+strings.Repeat(" ", 15)))
+	}
 	return nil
 }
 
@@ -99,5 +142,37 @@ func describeHTTP(c config.Config) string {
 	if !c.L7.Enabled {
 		return "off"
 	}
-	return "on " + strings.Join(c.L7.ListenAddresses(), ", ")
+	return "on " + strings.Join(c.L7.HTTPAddresses(), ", ")
+}
+
+func describeHTTPS(c config.Config) string {
+	on := c.L7.HTTPSAddresses()
+	if !c.L7.Enabled || len(on) == 0 {
+		return "off"
+	}
+	var k config.Cluster
+	if len(c.Clusters) > 0 {
+		k = c.Clusters[0]
+	}
+	text := fmt.Sprintf("on %s, TLS %s or later", strings.Join(on, ", "), c.L7.TLS.MinVersion)
+	if c.Manifests == "" {
+		text += map[string]string{
+			config.SecretsNone:       ", reading no Secrets",
+			config.SecretsNamed:      ", reading the Secrets that Ingresses name",
+			config.SecretsNamespaces: ", reading the TLS Secrets of namespaces in which Ingresses name one",
+			config.SecretsCluster:    ", reading all TLS Secrets",
+		}[k.Access()]
+	}
+	return text
+}
+
+func describeStatus(c config.Config) string {
+	if !c.Status.Enabled || c.Manifests != "" {
+		return "nothing to the cluster"
+	}
+	text := "addresses of Services and Events"
+	if a := ingressAddresses(c); len(a) > 0 {
+		text += "; Ingresses get " + strings.Trim(fmt.Sprint(a), "[]")
+	}
+	return fmt.Sprintf("%s; as holder of the Lease in namespace %s", text, c.Status.LeaseNamespace)
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -11,6 +13,7 @@ import (
 
 func newCleanup() *cobra.Command {
 	var f flags
+	var out output
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove every rule, route, link and address of Sallyport from this machine",
@@ -27,15 +30,18 @@ the link sally0 with its addresses. What others made is not touched. Stop "sally
 			o := rulesOptions(c)
 			o.Log = newLogger(cmd.ErrOrStderr(), c.Edge.Log)
 			removed, err := rules.Cleanup(cmd.Context(), o)
-			for _, what := range removed {
-				fmt.Fprintln(cmd.OutOrStdout(), "removed", what)
-			}
-			if err == nil && len(removed) == 0 {
-				fmt.Fprintln(cmd.OutOrStdout(), "nothing to remove")
-			}
-			return err
+			return errors.Join(err, out.write(cmd.OutOrStdout(), map[string][]string{"removed": removed}, func(w io.Writer) error {
+				for _, what := range removed {
+					fmt.Fprintln(w, "removed", what)
+				}
+				if err == nil && len(removed) == 0 {
+					fmt.Fprintln(w, "nothing to remove")
+				}
+				return nil
+			}))
 		},
 	}
 	f.add(cmd)
+	out.add(cmd)
 	return cmd
 }

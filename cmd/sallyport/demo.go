@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
+	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"sallyport/cmd/sallyport/config"
 	"sallyport/cmd/sallyport/demo"
-	"sallyport/watcher"
 	"sallyport/watcher/model"
 )
 
@@ -36,6 +37,7 @@ program; L4 runs in user space. It is the same pipeline that "run" serves a clus
 	}
 	cmd.Flags().TextVar(&address, "address", address, "`address` to listen on")
 	cmd.Flags().Uint16Var(&f.httpPort, "http-port", 8080, "port that HTTP is served on")
+	cmd.Flags().StringVar(&f.httpsPort, "https-port", "8443", "`port` that HTTPS is served on, 0 for none")
 	f.addProcess(cmd)
 	return cmd
 }
@@ -46,6 +48,7 @@ func demoConfig(f flags, address netip.Addr) (config.Config, error) {
 	c.L4.Dataplane = config.DataplaneUserspace
 	c.Reach = model.ReachPods
 	c.Edge.Log.Level = "warn"
+	c.Edge.Admin.Socket = filepath.Join(os.TempDir(), fmt.Sprintf("sallyport-demo-%d.sock", os.Getuid()))
 	c.L7.Addresses = []string{address.String()}
 	if !address.IsUnspecified() {
 		c.L4.NodePortAddresses = []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}
@@ -62,7 +65,7 @@ func runDemo(cmd *cobra.Command, c config.Config, address netip.Addr) error {
 		return err
 	}
 	log := newLogger(cmd.ErrOrStderr(), c.Edge.Log)
-	e, err := newEdge(c, []watcher.Source{cluster}, log, prometheus.NewRegistry())
+	e, err := newEdge(c, []input{{Source: cluster, about: "the built-in demo"}}, log, prometheus.NewRegistry())
 	if err != nil {
 		return errors.Join(err, cluster.Close())
 	}
@@ -77,12 +80,19 @@ func printDemo(w io.Writer, e *edge, address netip.Addr) {
 		address = netip.MustParseAddr("127.0.0.1")
 	}
 	http := netip.AddrPortFrom(address, e.config.L7.HTTPPort)
+	https := netip.AddrPortFrom(address, e.config.L7.HTTPSPort)
+	program, err := os.Executable()
+	if err != nil {
+		program = "sallyport"
+	}
 	fmt.Fprintf(w, "Sallyport %s serves a demo: Service \"hostnames\" of three pods, and Ingress \"demo\". Try, in another terminal:\n\n", version())
 	for _, line := range []struct{ command, shows string }{
 		{fmt.Sprintf("curl http://%s/", netip.AddrPortFrom(address, 30001)), "NodePort: another pod each time"},
 		{fmt.Sprintf("curl -H 'Host: demo.example.com' http://%s/", http), "Ingress: host and path"},
 		{fmt.Sprintf("curl -i -H 'Host: demo.example.com' http://%s/empty", http), "503: a Service without endpoints"},
 		{fmt.Sprintf("curl -i http://%s/", http), "404: a host that no Ingress names"},
+		{fmt.Sprintf("curl -k --resolve secure.example.com:%d:%s https://secure.example.com:%[1]d/", https.Port(), address), "Ingress by HTTPS, with a certificate of its own"},
+		{fmt.Sprintf("%s explain --socket %s http://demo.example.com:%d/", program, e.config.Edge.Admin.Socket, http.Port()), "where a request goes, and why"},
 		{fmt.Sprintf("curl -s http://%s/metrics | grep sallyport_", e.admin.Addr()), "metrics"},
 	} {
 		fmt.Fprintf(w, "  %-68s # %s\n", line.command, line.shows)

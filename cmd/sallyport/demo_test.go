@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -33,7 +34,8 @@ func program(ctx context.Context, args ...string) *exec.Cmd {
 func TestDemoLinesWork(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := program(ctx, "demo", "--address", "127.0.7.1", "--admin-address", "127.0.7.1:9440")
+	cmd := program(ctx, "demo", "--address", "127.0.7.1", "--admin-address", "127.0.7.1:9440",
+		"--socket", filepath.Join(t.TempDir(), "admin.sock"))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -43,10 +45,10 @@ func TestDemoLinesWork(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := commands(bufio.NewScanner(out))
-	if len(lines) != 5 {
-		t.Fatalf("the demo prints %d curl lines, want 5: %q", len(lines), lines)
+	if len(lines) != 7 {
+		t.Fatalf("the demo prints %d lines to type, want 7: %q", len(lines), lines)
 	}
-	for i, want := range []string{`^hostnames-\d\n$`, `^hostnames-\d\n$`, `^HTTP/1.1 503 `, `^HTTP/1.1 404 `, `sallyport_snapshot_generation 1\n`} {
+	for i, want := range []string{`^hostnames-\d\n$`, `^hostnames-\d\n$`, `^HTTP/1.1 503 `, `^HTTP/1.1 404 `, `^hostnames-\d\n$`, `hostnames`, `sallyport_snapshot_generation 1\n`} {
 		got := typed(ctx, t, lines[i], i == 0)
 		if !regexp.MustCompile(want).MatchString(got) {
 			t.Errorf("%s\nprints %q\nwant %s", lines[i], got, want)
@@ -67,11 +69,12 @@ func TestDemoLinesWork(t *testing.T) {
 	}
 }
 
-// commands returns the curl lines up to the end of what the demo prints at start.
+// commands returns the lines to type up to the end of what the demo prints at start.
 func commands(s *bufio.Scanner) []string {
 	var lines []string
 	for s.Scan() {
-		if line := strings.TrimSpace(s.Text()); strings.HasPrefix(line, "curl ") {
+		if line := strings.TrimSpace(s.Text()); strings.HasPrefix(line, "curl ") || strings.Contains(line, " explain ") {
+			line, _, _ = strings.Cut(line, "  #")
 			lines = append(lines, line)
 		} else if strings.HasPrefix(line, "Ctrl-C") {
 			break
@@ -87,7 +90,9 @@ func typed(ctx context.Context, t *testing.T, line string, patient bool) string 
 	if patient {
 		options += "--retry 20 --retry-connrefused --retry-delay 1 "
 	}
-	out, err := exec.CommandContext(ctx, "sh", "-c", strings.Replace(line, "curl ", options, 1)).Output()
+	shell := exec.CommandContext(ctx, "sh", "-c", strings.Replace(line, "curl ", options, 1))
+	shell.Env = append(os.Environ(), asSallyport+"=1")
+	out, err := shell.Output()
 	if err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}

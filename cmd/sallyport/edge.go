@@ -4,23 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
-	"net"
-	"net/netip"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/errgroup"
 
 	"sallyport/cmd/sallyport/admin"
 	"sallyport/cmd/sallyport/config"
+	"sallyport/cmd/sallyport/systemd"
 	"sallyport/gateway"
-	"sallyport/gateway/stream"
-	"sallyport/rules"
 	"sallyport/watcher"
 	"sallyport/watcher/model"
 	"sallyport/watcher/reach"
+	"sallyport/watcher/status"
 	"sallyport/watcher/translate"
 )
 
@@ -29,40 +28,46 @@ type edge struct {
 	config   config.Config
 	log      *slog.Logger
 	registry *prometheus.Registry
+	started  time.Time
 
 	admin    *admin.Server
 	gateway  *gateway.Gateway // nil if L7 is off
+	sockets  *sockets         // nil if none outlive the process
 	prober   *reach.Prober
 	pipeline *pipeline
-	lane     *lane
+	lane     *lane                       // of this machine: what /readyz waits for
+	writer   *status.Writer              // nil if nothing is written back
 	watchL4  func(context.Context) error // returns when it is done, or failed
 	closeL4  func()
 }
 
 // newEdge binds every port and finds every tool, so that what is missing is known before traffic is touched.
-func newEdge(c config.Config, sources []watcher.Source, log *slog.Logger, registry *prometheus.Registry) (*edge, error) {
-	e := &edge{config: c, log: log, registry: registry, closeL4: func() {}}
+func newEdge(c config.Config, inputs []input, log *slog.Logger, registry *prometheus.Registry) (*edge, error) {
+	e := &edge{config: c, log: log, registry: registry, started: time.Now(), closeL4: func() {}}
 	e.watchL4 = func(context.Context) error { return nil }
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	buildInfo(registry)
 	trigger := watcher.NewTrigger(watcher.CoalesceDelay)
 	e.prober = reach.New(reach.Options{Changed: trigger.Mark, Log: log.With("part", "reach"), Metrics: registry})
-	steps, err := e.bind(trigger)
+	e.sockets = inheritSockets(log)
+	steps, err := e.bind(inputs, trigger)
 	if err != nil {
 		return nil, errors.Join(err, e.close())
 	}
-	e.pipeline = e.newPipeline(sources, trigger, steps)
+	e.sockets.forgetRest(context.Background())
+	if e.pipeline, err = e.newPipeline(inputs, trigger, steps); err != nil {
+		return nil, errors.Join(err, e.close())
+	}
 	return e, nil
 }
 
 // bind makes what Reconcile will be called on, in the order of the calls.
-func (e *edge) bind(trigger *watcher.Trigger) (sequence, error) {
+func (e *edge) bind(inputs []input, trigger *watcher.Trigger) (sequence, error) {
 	c := e.config
-	var err error
-	if e.admin, err = admin.Listen(admin.Options{Address: c.Edge.Admin.Address.String(), Metrics: e.registry, Ready: e.ready}); err != nil {
+	if err := e.listenAdmin(); err != nil {
 		return nil, err
 	}
-	l4, err := e.newL4(trigger)
+	l4, err := e.newL4(inputs, trigger)
 	if err != nil {
 		return nil, err
 	}
@@ -73,116 +78,71 @@ func (e *edge) bind(trigger *watcher.Trigger) (sequence, error) {
 	if !c.L7.Enabled {
 		return steps, nil
 	}
-	e.gateway = newGateway(c, e.log, e.registry)
-	if err := e.gateway.Listen(); err != nil {
-		return nil, fmt.Errorf("%w (l7.addresses and l7.httpPort say where HTTP is served)", err)
+	if err := e.newL7(); err != nil {
+		return nil, err
 	}
 	return append(sequence{{"gateway", e.gateway}}, steps...), nil
 }
 
-func newGateway(c config.Config, log *slog.Logger, r prometheus.Registerer) *gateway.Gateway {
-	return gateway.New(gateway.Options{
-		Addresses:       c.L7.ListenAddresses(),
-		TrustedProxies:  c.L7.TrustedProxies,
-		MaxHeaderBytes:  c.L7.MaxRequestHeaderBytes,
-		HeaderTimeout:   c.L7.RequestHeaderTimeout,
-		IdleTimeout:     c.L7.IdleTimeout,
-		ConnectTimeout:  c.L7.ConnectTimeout,
-		ResponseTimeout: c.L7.ResponseHeaderTimeout,
-		DrainTime:       c.L7.DrainTime,
-		Log:             log,
-		Metrics:         r,
-	})
+// listenAdmin binds the admin address and socket. A socket that cannot be made is an error only where the configuration
+// asks for it: the default one is not to keep those from running the program who have no /run.
+func (e *edge) listenAdmin() error {
+	o := admin.Options{Address: e.config.Edge.Admin.Address.String(), Socket: e.config.Edge.Admin.Socket,
+		Metrics: e.registry, Ready: e.ready, Views: e}
+	var err error
+	if e.admin, err = admin.Listen(o); errors.Is(err, fs.ErrPermission) && o.Socket == config.DefaultSocket {
+		e.log.Warn("sallyport status and explain will not work", "err", err)
+		o.Socket = ""
+		e.admin, err = admin.Listen(o)
+	}
+	return err
 }
 
-// newL4 makes the reconciler of the configured dataplane.
-func (e *edge) newL4(trigger *watcher.Trigger) (step, error) {
-	if e.config.L4.Dataplane == config.DataplaneUserspace {
-		p := stream.New(stream.Options{NodePortAddresses: hosts(e.config.L4.NodePortAddresses),
-			Log: e.log.With("part", "stream"), Metrics: e.registry})
-		e.closeL4 = p.Close
-		return step{"stream", p}, nil
-	}
-	o := rulesOptions(e.config)
-	o.Log, o.Metrics = e.log, e.registry
-	e.watchL4 = func(ctx context.Context) error { return rules.Watch(ctx, trigger.Mark) }
-	k, err := rules.NewKernel(o)
-	return step{"rules", k}, err
-}
-
-// rulesOptions is the part of the configuration that rules are rendered by.
-func rulesOptions(c config.Config) rules.Options {
-	return rules.Options{
-		Backend:           rules.Backend(c.L4.IptablesBackend),
-		NodePortAddresses: c.L4.NodePortAddresses,
-		SNAT:              rules.SNAT(c.L4.SNAT),
-		HashSeed:          c.L4.HashSeed,
-		Reach:             c.Reach,
-	}
-}
-
-// hosts are the addresses of prefixes that are single addresses, as user space can only listen on those.
-func hosts(prefixes []netip.Prefix) []netip.Addr {
-	var out []netip.Addr
-	for _, p := range prefixes {
-		out = append(out, p.Addr())
-	}
-	return out
-}
-
-func (e *edge) newPipeline(sources []watcher.Source, trigger *watcher.Trigger, steps sequence) *pipeline {
-	e.lane = &lane{
-		name: "edge", r: steps, in: newMailbox(), log: e.log.With("part", "edge"),
-		results: promauto.With(e.registry).NewCounterVec(prometheus.CounterOpts{
-			Name: "sallyport_reconciles_total", Help: "Reconciliations of a snapshot, by lane and result.",
-		}, []string{"lane", "result"}),
-	}
+func (e *edge) newPipeline(inputs []input, trigger *watcher.Trigger, steps sequence) (*pipeline, error) {
+	problems := newProblemBook(e.log, e.registry)
+	results := laneResults(e.registry)
+	e.lane = newLane("edge", steps, problems, results, e.log)
 	o := translateOptions(e.config, e.prober.PodsReachable)
 	o.OwnAddresses = ownAddresses(e.log)
-	return &pipeline{
-		sources:  sources,
+	p := &pipeline{
+		inputs:   inputs,
 		options:  o,
 		pools:    e.config.Pools,
 		lanes:    []*lane{e.lane},
 		trigger:  trigger,
-		problems: newProblemLog(e.log, e.registry),
+		problems: problems,
 		metrics:  newPipelineMetrics(e.registry),
 		log:      e.log.With("part", "pipeline"),
 	}
+	for _, i := range inputs {
+		if i.api == nil || !e.config.Status.Enabled {
+			continue
+		}
+		lane, err := e.newStatusLane(i, problems, results)
+		if err != nil {
+			return nil, err
+		}
+		p.lanes = append(p.lanes, lane)
+	}
+	return p, nil
 }
 
 func translateOptions(c config.Config, reachable func(model.ObjectRef) bool) translate.Options {
-	o := translate.Options{Reach: c.Reach, PodsReachable: reachable}
+	o := translate.Options{
+		Reach: c.Reach, PodsReachable: reachable,
+		TLS: c.L7.Enabled && c.L7.HTTPSPort != 0, DefaultCertificate: c.L7.DefaultCertificateName(), RedirectHTTPS: c.L7.TLS.Redirect,
+		Certificates: new(translate.CertificateCache),
+	}
 	if c.L7.Enabled {
 		o.ListenPorts = append(o.ListenPorts, translate.ListenPort{Protocol: model.TCP, Port: c.L7.HTTPPort, What: "l7.httpPort"})
+	}
+	if o.TLS {
+		o.ListenPorts = append(o.ListenPorts, translate.ListenPort{Protocol: model.TCP, Port: c.L7.HTTPSPort, What: "l7.httpsPort"})
 	}
 	if a := c.Edge.Admin.Address; !a.Addr().IsLoopback() {
 		o.ListenPorts = append(o.ListenPorts, translate.ListenPort{Protocol: model.TCP, Port: a.Port(), What: "edge.admin.address"})
 	}
 	return o
-}
-
-// ownAddresses are the machine's, as they are at the start, without VIPs: those may be many, and lead back to endpoints.
-// Loopback is refused anyway.
-func ownAddresses(log *slog.Logger) []netip.Addr {
-	var out []netip.Addr
-	links, err := net.Interfaces()
-	for _, link := range links {
-		if link.Name == rules.DefaultLink || link.Flags&net.FlagLoopback != 0 {
-			continue
-		}
-		addrs, failed := link.Addrs()
-		err = errors.Join(err, failed)
-		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil {
-				out = append(out, p.Addr().Unmap())
-			}
-		}
-	}
-	if err != nil {
-		log.Warn("not all own addresses are known, so endpoints are not checked against them", "err", err)
-	}
-	return out
 }
 
 // ready says what /readyz waits for: the first snapshot in the kernel and in the route table. Later failures show in
@@ -204,12 +164,51 @@ func (e *edge) run(ctx context.Context) error {
 	g.Go(func() error { return e.prober.Run(failed) })
 	g.Go(func() error { return e.watchL4(failed) })
 	g.Go(func() error { return e.admin.Serve(failed) })
+	g.Go(func() error { return e.announce(ctx, failed) })
+	if e.writer != nil {
+		g.Go(func() error { return e.writer.Run(failed) })
+	}
 	g.Go(func() error {
 		defer stop()
 		return e.serveL7(ctx, failed)
 	})
 	defer e.closeL4()
 	return g.Wait()
+}
+
+// startTime is how long clients and systemd wait for a first snapshot before they are told that there is none.
+const startTime = 10 * time.Second
+
+// announce tells systemd how the edge does: ready with the first snapshot, or in vain after startTime, since an edge without a
+// cluster is no reason to start it again; alive while no reconcile hangs; stopping when ctx ends.
+func (e *edge) announce(ctx, background context.Context) error {
+	defer context.AfterFunc(ctx, func() { e.notify(systemd.Stopping) })()
+	select {
+	case <-background.Done():
+		return nil
+	case <-e.lane.first:
+	case <-time.After(startTime):
+	}
+	e.notify(systemd.Ready)
+	if err := systemd.Watchdog(background, func(context.Context) error { return e.alive() }); err != nil {
+		e.log.Warn("systemd will take the edge for dead", "err", err)
+	}
+	return nil
+}
+
+func (e *edge) notify(state string) {
+	if err := systemd.Notify(state); err != nil {
+		e.log.Warn("systemd is not told", "state", state, "err", err)
+	}
+}
+
+// alive fails when a reconcile has hung for so long that only a new process can help.
+func (e *edge) alive() error {
+	const limit = 2 * time.Minute // 30,000 services from nothing take seconds
+	if d := e.lane.stuck(); d > limit {
+		return fmt.Errorf("a reconcile has been under way for %v", d)
+	}
+	return nil
 }
 
 // serveL7 returns when ctx has ended and requests are drained, or when another part has failed.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,16 +21,17 @@ import (
 //
 //	source -> Translate -> lb.Assign -> publish -> lanes
 type pipeline struct {
-	sources  []watcher.Source
+	inputs   []input
 	options  translate.Options
 	pools    []lb.Pool
 	lanes    []*lane
 	trigger  *watcher.Trigger
-	problems *problemLog
+	problems *problemBook
 	metrics  pipelineMetrics
 	log      *slog.Logger
 
-	store model.Store
+	store     model.Store
+	published atomic.Pointer[time.Time] // when the current snapshot was
 }
 
 type pipelineMetrics struct {
@@ -57,7 +59,7 @@ func newPipelineMetrics(r prometheus.Registerer) pipelineMetrics {
 // run follows the sources until ctx ends.
 func (p *pipeline) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, s := range p.sources {
+	for _, s := range p.inputs {
 		g.Go(func() error { return s.Run(ctx, p.trigger.Mark) })
 	}
 	for _, l := range p.lanes {
@@ -71,7 +73,7 @@ func (p *pipeline) run(ctx context.Context) error {
 // would look like the deletion of the other half.
 func (p *pipeline) publish(context.Context) {
 	var in objects.Objects
-	for _, s := range p.sources {
+	for _, s := range p.inputs {
 		c, ok := s.Objects()
 		if !ok {
 			return
@@ -79,17 +81,18 @@ func (p *pipeline) publish(context.Context) {
 		in = append(in, c)
 	}
 	start := time.Now()
-	next := build(in, p.options, p.pools)
+	next := assemble(in, p.options, p.pools)
 	next.Generation = 1
 	if last := p.store.Current(); last != nil {
 		next.Generation = last.Generation + 1
 	}
+	p.published.Store(&start)
 	p.store.Publish(next)
 	for _, l := range p.lanes {
 		l.in.put(next)
 	}
 	p.metrics.observe(next, time.Since(start))
-	p.problems.update(next.Problems)
+	p.problems.set("translate", next.Problems)
 	p.log.Debug("published", "generation", next.Generation, "services", len(next.Services),
 		"nodes", len(next.Nodes), "routes", len(next.Routes), "problems", len(next.Problems))
 }
@@ -102,8 +105,8 @@ func (m pipelineMetrics) observe(s *model.Snapshot, took time.Duration) {
 	m.objects.WithLabelValues("route").Set(float64(len(s.Routes)))
 }
 
-// build is the pure part of the pipeline, the same for a cluster, a folder and `sallyport render`.
-func build(in objects.Objects, o translate.Options, pools []lb.Pool) *model.Snapshot {
+// assemble is the pure part of the pipeline, the same for a cluster, a folder and `sallyport render`.
+func assemble(in objects.Objects, o translate.Options, pools []lb.Pool) *model.Snapshot {
 	s := translate.Translate(in, o)
 	lb.Assign(s, pools)
 	return s

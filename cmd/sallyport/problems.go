@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -10,53 +12,76 @@ import (
 	"sallyport/watcher/model"
 )
 
-// problemLog tells the operator of each Problem once, when it appears and when it is gone, and counts them by reason.
-type problemLog struct {
-	log   *slog.Logger
-	gauge *prometheus.GaugeVec
+// A problemBook holds the current Problems of every part that finds some: translation, and the reconcilers that meet what
+// only the machine or the API server knows. It tells the operator of each once, when it appears and when it is gone, and
+// counts them by reason.
+type problemBook struct {
+	log     *slog.Logger
+	gauge   *prometheus.GaugeVec
+	changed func([]model.Problem) // is told the whole list after a change; nil: nobody is
 
 	mu    sync.Mutex
-	known map[model.Problem]bool
+	parts map[string][]model.Problem
+	all   []model.Problem // of all parts, ordered, without repeats
 }
 
-func newProblemLog(log *slog.Logger, r prometheus.Registerer) *problemLog {
-	return &problemLog{
+func newProblemBook(log *slog.Logger, r prometheus.Registerer) *problemBook {
+	return &problemBook{
 		log: log,
 		gauge: promauto.With(r).NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sallyport_problems", Help: "Objects and fields of the current snapshot that cannot be honoured, by reason.",
+			Name: "sallyport_problems", Help: "Objects and fields that cannot be honoured at present, by reason.",
 		}, []string{"reason"}),
-		known: map[model.Problem]bool{},
+		parts: map[string][]model.Problem{},
 	}
 }
 
-// update takes over the problems of a new snapshot.
-func (l *problemLog) update(list []model.Problem) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := make(map[model.Problem]bool, len(list))
+// set takes over what a part has found, in place of what it had found before.
+func (b *problemBook) set(part string, list []model.Problem) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if slices.Equal(b.parts[part], list) {
+		return
+	}
+	b.parts[part] = list
+	before := b.all
+	b.all = merged(b.parts)
+	b.tell("problem", slog.LevelWarn, b.all, before)
+	b.tell("problem solved", slog.LevelInfo, before, b.all)
+	b.count()
+	if b.changed != nil {
+		b.changed(b.all)
+	}
+}
+
+// current is every Problem that there is. The list must not be modified.
+func (b *problemBook) current() []model.Problem {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.all
+}
+
+func merged(parts map[string][]model.Problem) []model.Problem {
+	var s model.Snapshot
+	for _, list := range parts {
+		s.Problems = append(s.Problems, list...)
+	}
+	s.SortProblems()
+	return s.Problems
+}
+
+// tell logs what is in list and not in other; both are ordered.
+func (b *problemBook) tell(message string, level slog.Level, list, other []model.Problem) {
 	for _, p := range list {
-		now[p] = true
-		if !l.known[p] {
-			l.log.Warn("problem", attributes(p)...)
+		if _, found := slices.BinarySearchFunc(other, p, model.Problem.Compare); !found {
+			b.log.Log(context.Background(), level, message, "object", p.Object.String(), "field", p.Field, "reason", p.Reason, "message", p.Message)
 		}
 	}
-	for p := range l.known {
-		if !now[p] {
-			l.log.Info("problem solved", attributes(p)...)
-		}
-	}
-	l.known = now
-	l.count()
 }
 
 // count sets the gauge, also to 0 for a reason that is gone.
-func (l *problemLog) count() {
-	l.gauge.Reset()
-	for p := range l.known {
-		l.gauge.WithLabelValues(string(p.Reason)).Inc()
+func (b *problemBook) count() {
+	b.gauge.Reset()
+	for _, p := range b.all {
+		b.gauge.WithLabelValues(string(p.Reason)).Inc()
 	}
-}
-
-func attributes(p model.Problem) []any {
-	return []any{"object", p.Object.String(), "field", p.Field, "reason", p.Reason, "message", p.Message}
 }

@@ -40,15 +40,15 @@ func (r *recorder) calls() int {
 	return len(r.got)
 }
 
-func newLane(r reconciler) *lane {
-	return &lane{name: "test", r: r, in: newMailbox(), log: slog.New(slog.DiscardHandler),
-		results: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "results"}, []string{"lane", "result"})}
+func testLane(r reconciler) *lane {
+	log := slog.New(slog.DiscardHandler)
+	return newLane("test", r, newProblemBook(log, prometheus.NewRegistry()), laneResults(prometheus.NewRegistry()), log)
 }
 
 func TestLaneRetriesTheLatestSnapshotUntilItIsApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{fail: 2}
-		l := newLane(r)
+		l := testLane(r)
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- l.run(ctx) }()
@@ -80,7 +80,7 @@ func (u untilStopped) Reconcile(ctx context.Context, _ *model.Snapshot) error {
 
 func TestLaneDoesNotCountWhatTheEndCutShort(t *testing.T) {
 	u := untilStopped{make(chan struct{})}
-	l := newLane(u)
+	l := testLane(u)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- l.run(ctx) }()
@@ -120,7 +120,7 @@ func (r *partly) Reconcile(ctx context.Context, s *model.Snapshot) error {
 func TestAPartThatFailsKeepsNothingElseFromBeingServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		part, last := &partly{}, &recorder{}
-		l := newLane(sequence{{"part", part}, {"last", last}})
+		l := testLane(sequence{{"part", part}, {"last", last}})
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- l.run(ctx) }()
@@ -137,6 +137,27 @@ func TestAPartThatFailsKeepsNothingElseFromBeingServed(t *testing.T) {
 		stop()
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+func TestWakeRepeatsTheLatestSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{}
+		l := testLane(r)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.run(ctx) }()
+		l.wake() // nothing to do yet
+		synctest.Wait()
+		l.in.put(&model.Snapshot{Generation: 7})
+		synctest.Wait()
+		l.wake()
+		l.wake() // once for both is enough, twice does no harm
+		synctest.Wait()
+		stop()
+		if err := <-done; err != nil || len(r.got) < 2 || len(r.got) > 3 || r.got[1] != 7 {
+			t.Errorf("reconciled %v, error %v", r.got, err)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,7 @@ import (
 func newRender() *cobra.Command {
 	var f flags
 	var files []string
+	var out output
 	cmd := &cobra.Command{
 		Use:   "render -f FILE_OR_FOLDER...",
 		Short: "Print what manifests would become, without touching the kernel",
@@ -34,14 +36,15 @@ changed and no cluster is asked. With reach auto every node's pods count as reac
 			if err != nil {
 				return err
 			}
-			s := build(objects.Objects{in.Objects}, translateOptions(c, func(model.ObjectRef) bool { return true }), c.Pools)
-			if err := writeRender(cmd.OutOrStdout(), s, c); err != nil {
+			r := renderOf(in, c)
+			if err := out.write(cmd.OutOrStdout(), r, r.writeText); err != nil {
 				return err
 			}
 			return report(cmd.ErrOrStderr(), in)
 		},
 	}
 	f.add(cmd)
+	out.add(cmd)
 	cmd.Flags().StringSliceVarP(&files, "filename", "f", nil, "manifest `file` or folder, may be repeated")
 	if err := cmd.MarkFlagRequired("filename"); err != nil {
 		panic("BUG: " + err.Error())
@@ -64,18 +67,32 @@ func report(w io.Writer, m objects.Manifest) error {
 	return errors.Join(errs...)
 }
 
-// writeRender prints the three parts under headings that are comments to iptables-restore.
-func writeRender(w io.Writer, s *model.Snapshot, c config.Config) error {
-	fmt.Fprintln(w, "# snapshot")
-	if err := s.WriteText(w); err != nil {
-		return err
-	}
+// A rendering is what "sallyport render" prints.
+type rendering struct {
+	Snapshot *model.Snapshot `json:"snapshot"`
+	Rules    string          `json:"rules,omitempty"` // input of iptables-restore; empty in user space
+}
+
+func renderOf(in objects.Manifest, c config.Config) rendering {
+	s := assemble(objects.Objects{in.Objects}, translateOptions(c, func(model.ObjectRef) bool { return true }), c.Pools)
 	if c.L4.Dataplane != config.DataplaneIptables {
-		return nil
+		return rendering{Snapshot: s}
 	}
-	fmt.Fprintln(w, "\n# rules")
 	o := rulesOptions(c)
 	o.HashSeed = 0 // a secret: what is printed goes into tickets
-	_, err := rules.Render(s, o).WriteTo(w)
+	var text strings.Builder
+	if _, err := rules.Render(s, o).WriteTo(&text); err != nil {
+		panic("BUG: a strings.Builder failed: " + err.Error())
+	}
+	return rendering{s, text.String()}
+}
+
+// writeText prints the parts under headings that are comments to iptables-restore.
+func (r rendering) writeText(w io.Writer) error {
+	fmt.Fprintln(w, "# snapshot")
+	if err := r.Snapshot.WriteText(w); err != nil || r.Rules == "" {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\n# rules\n%s", r.Rules)
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -21,7 +22,7 @@ and LoadBalancer addresses in the kernel and proxies HTTP by host and path.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newRun(), newCheck(), newRender(), newCleanup(), newKubeconfig(), newDemo(), newVersion())
+	root.AddCommand(newRun(), newStatus(), newExplain(), newCheck(), newRender(), newCleanup(), newKubeconfig(), newDemo(), newVersion())
 	return root
 }
 
@@ -34,7 +35,9 @@ type flags struct {
 	reach      string
 	dataplane  string
 	httpPort   uint16
+	httpsPort  string
 	admin      string
+	socket     string
 	logFormat  string
 	logLevel   string
 }
@@ -46,6 +49,7 @@ func (f *flags) add(cmd *cobra.Command) {
 	s.StringVar(&f.reach, "reach", "", "how pods are reached: auto, pods or nodes (overrides reach)")
 	s.StringVar(&f.dataplane, "dataplane", "", "iptables or userspace (overrides l4.dataplane)")
 	s.Uint16Var(&f.httpPort, "http-port", 0, "port that HTTP is served on (overrides l7.httpPort)")
+	s.StringVar(&f.httpsPort, "https-port", "", "`port` that HTTPS is served on, 0 for none (overrides l7.httpsPort)")
 }
 
 // addSource declares the flags that say where objects come from and how the process behaves.
@@ -63,6 +67,7 @@ func (f *flags) addSource(cmd *cobra.Command) {
 func (f *flags) addProcess(cmd *cobra.Command) {
 	s := cmd.Flags()
 	s.StringVar(&f.admin, "admin-address", "", "`address:port` of /healthz, /readyz and /metrics (overrides edge.admin.address)")
+	s.StringVar(&f.socket, "socket", "", "path of the admin `socket` (overrides edge.admin.socket)")
 	s.StringVar(&f.logFormat, "log-format", "", "text or json (overrides edge.log.format)")
 	s.StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error (overrides edge.log.level)")
 }
@@ -86,12 +91,20 @@ func (f *flags) override(c *config.Config) error {
 	set(&c.Edge.Log.Format, f.logFormat)
 	set(&c.Edge.Log.Level, f.logLevel)
 	set(&c.Manifests, f.manifests)
+	set(&c.Edge.Admin.Socket, f.socket)
 	if f.kubeconfig != "" || f.context != "" {
 		if len(c.Clusters) == 0 {
 			c.Clusters = []config.Cluster{{}}
 		}
 		set(&c.Clusters[0].Kubeconfig, f.kubeconfig)
 		set(&c.Clusters[0].Context, f.context)
+	}
+	if f.httpsPort != "" {
+		port, err := strconv.ParseUint(f.httpsPort, 10, 16)
+		if err != nil {
+			return fmt.Errorf("--https-port: %q is not a number from 0 to 65535", f.httpsPort)
+		}
+		c.L7.HTTPSPort = uint16(port)
 	}
 	if f.admin == "" {
 		return nil

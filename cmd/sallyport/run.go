@@ -1,14 +1,8 @@
 package main
 
 import (
-	"fmt"
-	"log/slog"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
-
-	"sallyport/cmd/sallyport/config"
-	"sallyport/watcher"
 )
 
 func newRun() *cobra.Command {
@@ -32,11 +26,11 @@ remove them too: sallyport cleanup.`,
 			}
 			log := newLogger(cmd.ErrOrStderr(), c.Edge.Log)
 			registry := prometheus.NewRegistry()
-			sources, err := newSources(c, log, registry)
+			inputs, err := newInputs(c, log, registry)
 			if err != nil {
 				return err
 			}
-			e, err := newEdge(c, sources, log, registry)
+			e, err := newEdge(c, inputs, log, registry)
 			if err != nil {
 				return err
 			}
@@ -50,32 +44,4 @@ remove them too: sallyport cleanup.`,
 	f.add(cmd)
 	f.addSource(cmd)
 	return cmd
-}
-
-// newSources makes one source for each configured cluster, or one for the folder of manifests.
-func newSources(c config.Config, log *slog.Logger, r prometheus.Registerer) ([]watcher.Source, error) {
-	o := watcher.Options{Version: version(), Log: log.With("part", "watcher"), Metrics: watcher.NewMetrics(r)}
-	watcher.LogClientGo(o.Log)
-	if c.Manifests != "" {
-		return []watcher.Source{watcher.NewManifests(c.Manifests, o)}, nil
-	}
-	clusters := c.Clusters
-	if len(clusters) == 0 {
-		clusters = []config.Cluster{{}}
-	}
-	var out []watcher.Source
-	for _, k := range clusters {
-		rest, origin, err := watcher.Kubeconfig(k.Kubeconfig, k.Context)
-		if err != nil {
-			return nil, err
-		}
-		log.Info("using kubeconfig", "cluster", k.Name, "from", origin, "server", rest.Host)
-		o.Cluster = k.Name
-		s, err := watcher.NewAPI(rest, o)
-		if err != nil {
-			return nil, fmt.Errorf("cluster %q: %w", k.Name, err)
-		}
-		out = append(out, s)
-	}
-	return out, nil
 }

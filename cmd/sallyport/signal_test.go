@@ -28,7 +28,7 @@ func TestASecondSignalEndsTheProcess(t *testing.T) {
 func signalTwice(t *testing.T) (waited bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	config := write(t, "sallyport.yaml", "l7: {addresses: [127.0.7.2], httpPort: 8080, drainTime: 10m}\nl4: {dataplane: userspace}\nedge: {admin: {address: '127.0.7.2:9440'}}\n")
+	config := write(t, "sallyport.yaml", "l7: {addresses: [127.0.7.2], httpPort: 8080, drainTime: 10m}\nl4: {dataplane: userspace}\nedge: {admin: {address: '127.0.7.2:9440', socket: ''}}\n")
 	cmd := program(ctx, "run", "--config", config, "--manifests", t.TempDir())
 	log, err := cmd.StderrPipe()
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"runtime"
 	"runtime/debug"
 
@@ -11,15 +12,29 @@ import (
 )
 
 func newVersion() *cobra.Command {
-	return &cobra.Command{
+	var out output
+	cmd := &cobra.Command{
 		Use:     "version",
 		Short:   "Print the version",
-		Example: "  sallyport version",
+		Example: "  sallyport version\n  sallyport version -o json",
 		Args:    cobra.NoArgs,
-		Run: func(cmd *cobra.Command, _ []string) {
-			fmt.Fprintf(cmd.OutOrStdout(), "sallyport %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := build{version(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+			return out.write(cmd.OutOrStdout(), v, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "sallyport %s %s %s\n", v.Version, v.Go, v.Platform)
+				return err
+			})
 		},
 	}
+	out.add(cmd)
+	return cmd
+}
+
+// A build is what "sallyport version" prints.
+type build struct {
+	Version  string `json:"version"`
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
 }
 
 // version is what the Go toolchain recorded of the checkout: a tag, or a pseudo-version of its commit.

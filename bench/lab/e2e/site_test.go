@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 // A site is the cluster with its edges.
 type site struct {
 	*cluster.Cluster
-	kubeconfig string  // of the account in deploy/rbac.yaml
+	kubeconfig string  // of the account in deploy/rbac
 	edges      []*edge // edge-1 with reach auto, edge-2 with reach nodes
 }
 
@@ -70,21 +70,28 @@ func (s *site) start(t *testing.T, host, config string, source ...string) (*edge
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	pool := fmt.Sprintf("loadBalancer:\n  ipAddressPools:\n  - {name: lab, addresses: [%q]}\n", s.Pool())
 	if len(source) == 0 {
 		source = []string{"--kubeconfig", s.kubeconfig}
 	}
-	return startEdge(s.Host(host), dir, config+pool, source)
+	return startEdge(s.Host(host), dir, s.config(host, config), source)
 }
 
-// account makes the ServiceAccount of deploy/rbac.yaml and a kubeconfig with a token of it: the edges run with the
+// config is a configuration with what every edge here needs, a folder of its own and the lab's pool, and what is added.
+func (s *site) config(host, more string) string {
+	return fmt.Sprintf("edge: {name: %s, stateDir: %s}\nloadBalancer:\n  ipAddressPools:\n  - {name: lab, addresses: [%q]}\n",
+		host, filepath.Join(s.Dir(), "e2e-"+host, "state"), s.Pool()) + more
+}
+
+// account makes the ServiceAccount of deploy/rbac and a kubeconfig with a token of it: the edges run with the
 // rights that an operator is told to give them, no more.
 func (s *site) account(t *testing.T) string {
-	rbac, err := os.ReadFile("../../../deploy/rbac.yaml")
-	if err != nil {
-		t.Fatal(err)
+	for _, file := range []string{"base.yaml", "status.yaml"} {
+		rbac, err := os.ReadFile("../../../deploy/rbac/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Apply(t, "", string(rbac))
 	}
-	s.Apply(t, "", string(rbac))
 	token := strings.TrimSpace(s.Kubectl(t, "create", "token", "edge", "-n", "sallyport", "--duration", "2h"))
 	config, err := clientcmd.LoadFromFile(s.Kubeconfig())
 	if err != nil {

@@ -76,6 +76,9 @@ func (s *Server) Close() error {
 	if s.socket != nil {
 		err = errors.Join(err, s.socket.Close())
 	}
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
 	return err
 }
 
@@ -95,7 +98,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	return errors.Join(err, shutdown(grace, s.http), shutdown(grace, s.views))
+	return errors.Join(err, shutdown(grace, s.http), shutdown(grace, s.views), s.Close()) // Shutdown may come before Serve
 }
 
 func shutdown(ctx context.Context, h *http.Server) error {

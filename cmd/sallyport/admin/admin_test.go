@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sallyport/watcher"
 	"sallyport/watcher/model"
 )
 
@@ -71,7 +72,8 @@ type fixed struct{ snapshot *model.Snapshot }
 func (f fixed) Status() Status {
 	contact := time.Now().Add(-time.Minute)
 	return Status{Edge: "edge-1", Version: "v1", Started: contact, Dataplane: "iptables", Reach: "auto",
-		Clusters: []Cluster{{Name: "lab", Source: "https://192.0.2.9:6443", LastContact: &contact, LastGood: true, LastError: "connection refused"}},
+		Clusters: []watcher.Health{{Cluster: "lab", Server: "https://192.0.2.9:6443", LastContact: contact, Stale: true, File: "objects.yaml",
+			Written: contact, LastError: "connection refused", CredentialExpiry: time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC)}},
 		Snapshot: Snapshot{Generation: 3, Published: contact, Stale: true, Nodes: 2, Services: 5, VIPs: 1, Routes: 4},
 		Lanes:    []Lane{{Name: "edge", Generation: 2, Error: "rules: no"}}, Writer: &Writer{Leader: "edge-2"},
 		Problems: []model.Problem{{Object: model.ObjectRef{Kind: "Service", Namespace: "shop", Name: "web"}, Field: "spec.ports[0]", Reason: model.ReasonPortConflict, Message: "taken"}},
@@ -123,7 +125,7 @@ func TestSocketShowsTheViews(t *testing.T) {
 	}
 	want := `edge      edge-1, v1, up 1m0s, dataplane iptables, reach auto
 ready     yes
-cluster   lab at https://192.0.2.9:6443, away, last answered 1m0s ago, served from the last-good file, connection refused
+cluster   lab at https://192.0.2.9:6443, away, last answered 1m0s ago, served from objects.yaml of 1m0s ago, connection refused, credentials valid until 2027-01-02
 snapshot  generation 3, 1m0s old, stale: 2 nodes, 5 Services, 1 VIPs, 4 routes, 0 certificates
 edge      generation 2 applied, 3 published; rules: no
 writer    edge-2 writes addresses and Events to the cluster

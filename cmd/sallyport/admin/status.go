@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"sallyport/watcher"
 	"sallyport/watcher/model"
 )
 
@@ -19,23 +20,12 @@ type Status struct {
 	Dataplane string    `json:"dataplane"`
 	Reach     string    `json:"reach"`
 	// Waiting says why the edge is not ready, as /readyz does; empty if it is.
-	Waiting  string          `json:"waiting,omitempty"`
-	Clusters []Cluster       `json:"clusters"`
-	Snapshot Snapshot        `json:"snapshot"`
-	Lanes    []Lane          `json:"lanes"`
-	Writer   *Writer         `json:"writer,omitempty"`
-	Problems []model.Problem `json:"problems"`
-}
-
-// A Cluster is where objects come from.
-type Cluster struct {
-	Name   string `json:"name,omitempty"`
-	Source string `json:"source"` // the API server's address, or a folder
-	// Up says that the source answers; then what is served is what it holds.
-	Up          bool       `json:"up"`
-	LastContact *time.Time `json:"lastContact,omitempty"` // when the API server last answered; nil if it has not yet
-	LastError   string     `json:"lastError,omitempty"`
-	LastGood    bool       `json:"lastGood"` // what is served is from the last-good file
+	Waiting  string           `json:"waiting,omitempty"`
+	Clusters []watcher.Health `json:"clusters"`
+	Snapshot Snapshot         `json:"snapshot"`
+	Lanes    []Lane           `json:"lanes"`
+	Writer   *Writer          `json:"writer,omitempty"`
+	Problems []model.Problem  `json:"problems"`
 }
 
 // A Snapshot counts what is in the published one.
@@ -82,7 +72,7 @@ func (s *Status) WriteText(w io.Writer) error {
 	}
 	fmt.Fprintf(t, "ready\t%s\n", ready)
 	for _, c := range s.Clusters {
-		fmt.Fprintf(t, "cluster\t%s\n", c.text())
+		fmt.Fprintf(t, "cluster\t%s\n", clusterText(c))
 	}
 	fmt.Fprintf(t, "snapshot\t%s\n", s.Snapshot.text())
 	for _, l := range s.Lanes {
@@ -98,24 +88,27 @@ func (s *Status) WriteText(w io.Writer) error {
 	return t.Flush() // holds the first error of all the writes above
 }
 
-func (c Cluster) text() string {
-	words := []string{c.Source}
-	if c.Name != "" {
-		words[0] = c.Name + " at " + c.Source
+func clusterText(c watcher.Health) string {
+	words := []string{c.Server}
+	if c.Cluster != "" {
+		words[0] = c.Cluster + " at " + c.Server
 	}
 	switch {
 	case c.Up:
 		words = append(words, "up")
-	case c.LastContact != nil:
-		words = append(words, "away, last answered "+age(*c.LastContact)+" ago")
-	default:
+	case c.LastContact.IsZero():
 		words = append(words, "has not answered yet")
+	default:
+		words = append(words, "away, last answered "+age(c.LastContact)+" ago")
 	}
-	if c.LastGood {
-		words = append(words, "served from the last-good file")
+	if c.Stale {
+		words = append(words, "served from "+c.File+" of "+age(c.Written)+" ago")
 	}
-	if c.LastError != "" && !c.Up {
+	if c.LastError != "" {
 		words = append(words, c.LastError)
+	}
+	if !c.CredentialExpiry.IsZero() {
+		words = append(words, "credentials valid until "+c.CredentialExpiry.UTC().Format(time.DateOnly))
 	}
 	return strings.Join(words, ", ")
 }

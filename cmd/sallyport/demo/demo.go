@@ -38,6 +38,11 @@ func Start() (*Cluster, error) {
 	if len(m.Errors) > 0 {
 		panic("BUG: built-in manifest " + m.Errors[0].Error())
 	}
+	secret, err := newSecret()
+	if err != nil {
+		return nil, fmt.Errorf("demo: make a certificate: %w", err)
+	}
+	m.Objects.Secrets = append(m.Objects.Secrets, secret)
 	c := &Cluster{objects: m.Objects}
 	for _, slice := range c.objects.EndpointSlices {
 		for _, e := range slice.Endpoints {

@@ -1,0 +1,144 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"sallyport/bench/lab/cluster"
+)
+
+const secureIngress = `
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: secure}
+spec:
+  ingressClassName: sallyport
+  tls:
+  - {hosts: [one.SITE], secretName: one}
+  - {hosts: ["*.wild.SITE"], secretName: wild}
+  rules:
+  - host: one.SITE
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: one, port: {number: 80}}}}]}
+  - host: "*.wild.SITE"
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: two, port: {number: 80}}}}]}
+---
+`
+
+// getTLS requests https://addr/ from the client with host as the name of the server.
+func (s *site) getTLS(e *edge, host string, roots *x509.CertPool) (a answer, serial int64) {
+	client := s.client().HTTPClient()
+	client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{ServerName: host, RootCAs: roots, InsecureSkipVerify: roots == nil} //nolint:gosec // the fallback certificate
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("https://%s/", e.host.Addr), nil)
+	if err != nil {
+		return answer{err: err}, 0
+	}
+	req.Host = host
+	resp, err := client.Do(req)
+	if err != nil {
+		return answer{err: err}, 0
+	}
+	defer resp.Body.Close()
+	body := make([]byte, 100)
+	n, _ := resp.Body.Read(body)
+	return answer{resp.StatusCode, string(body[:n]), nil}, resp.TLS.PeerCertificates[0].SerialNumber.Int64()
+}
+
+// secureApp serves one.SITE and *.wild.SITE by TLS, SITE being site; the edges may read its two Secrets and no other. Each
+// test needs a site of its own: the objects of the last one are going away yet.
+func (s *site) secureApp(t *testing.T, a *authority, site string) (ns string) {
+	ns = s.Namespace(t)
+	s.permitSecrets(t, ns, "one", "wild")
+	one, _ := a.secret(t, "one", "one."+site)
+	wild, _ := a.secret(t, "wild", "*.wild."+site)
+	s.Apply(t, ns, app("one")+app("two")+one+wild+strings.ReplaceAll(secureIngress, "SITE", site))
+	s.WaitReady(t, ns, "one", 3)
+	s.WaitReady(t, ns, "two", 3)
+	return ns
+}
+
+func TestTLSByHost(t *testing.T) {
+	s := theSite(t)
+	a := newAuthority(t)
+	s.secureApp(t, a, "hosts.example.com")
+	s.onEachEdge(t, func(t *testing.T, e *edge) {
+		for host, pod := range map[string]string{"one.hosts.example.com": "one-", "shop.wild.hosts.example.com": "two-", "SHOP2.Wild.hosts.example.com": "two-"} {
+			cluster.Eventually(t, 10*time.Second, func() error {
+				got, _ := s.getTLS(e, host, a.pool())
+				if got.err != nil || got.code != 200 || !strings.HasPrefix(got.body, pod) {
+					return fmt.Errorf("https://%s: %d %q %v, want 200 from %s", host, got.code, got.body, got.err, pod)
+				}
+				return nil
+			})
+		}
+		if got := get(s.client(), e.url(80)+"a?b=c", "one.hosts.example.com"); got.code != http.StatusPermanentRedirect {
+			t.Errorf("in clear: %d %v, want 308", got.code, got.err)
+		}
+		if got, _ := s.getTLS(e, "other.example.com", nil); got.err != nil || got.code != 404 {
+			t.Errorf("a host that nobody serves, with the fallback certificate: %d %v, want 404", got.code, got.err)
+		}
+		if got, _ := s.getTLS(e, "other.example.com", a.pool()); got.err == nil {
+			t.Errorf("a host that nobody serves got a certificate of the authority")
+		}
+	})
+}
+
+// TestSecretThatMayNotBeReadHarmsNoOther has an Ingress with a Secret that the edges' account may not read.
+func TestSecretThatMayNotBeReadHarmsNoOther(t *testing.T) {
+	s := theSite(t)
+	a := newAuthority(t)
+	ns := s.secureApp(t, a, "refused.example.com")
+	private, _ := a.secret(t, "private", "private.example.com")
+	s.Apply(t, ns, private+strings.NewReplacer("name: secure", "name: private", "one.SITE", "private.example.com",
+		"secretName: one", "secretName: private", "SITE", "private.example.com").Replace(secureIngress))
+	s.onEachEdge(t, func(t *testing.T, e *edge) {
+		cluster.Eventually(t, 20*time.Second, func() error {
+			if !strings.Contains(e.log(), "SecretForbidden") {
+				return fmt.Errorf("the log does not name the Secret")
+			}
+			return nil
+		})
+		if got, _ := s.getTLS(e, "private.example.com", nil); got.err != nil || got.code != 200 {
+			t.Errorf("the host is not served with the fallback certificate: %d %v", got.code, got.err)
+		}
+		if got, _ := s.getTLS(e, "one.refused.example.com", a.pool()); got.err != nil || got.code != 200 {
+			t.Errorf("the neighbour is hurt: %d %v", got.code, got.err)
+		}
+	})
+	s.permitSecrets(t, ns, "one", "wild", "private")
+	s.onEachEdge(t, func(t *testing.T, e *edge) {
+		cluster.Eventually(t, 90*time.Second, func() error {
+			got, _ := s.getTLS(e, "private.example.com", a.pool())
+			return got.err
+		})
+	})
+}
+
+// TestRotationUnderLoad replaces a certificate many times while clients connect and request.
+func TestRotationUnderLoad(t *testing.T) {
+	s := theSite(t)
+	a := newAuthority(t)
+	ns := s.secureApp(t, a, "rotation.example.com")
+	e := s.edges[0]
+	host := "one.rotation.example.com"
+	cluster.Eventually(t, 10*time.Second, func() error { got, _ := s.getTLS(e, host, a.pool()); return got.err })
+	l := s.load(t, e, target{host: host, roots: a.pool()}, target{host: "a.wild.rotation.example.com", roots: a.pool()})
+	for range 20 {
+		manifest, serial := a.secret(t, "one", host)
+		s.Apply(t, ns, manifest)
+		cluster.Eventually(t, 10*time.Second, func() error {
+			if got, now := s.getTLS(e, host, a.pool()); got.err != nil || now != serial {
+				return fmt.Errorf("certificate %d is presented, want %d: %v", now, serial, got.err)
+			}
+			return nil
+		})
+	}
+	l.stop(t, 500)
+}

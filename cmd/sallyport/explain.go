@@ -1,0 +1,68 @@
+package main
+
+import (
+	"net/url"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sallyport/cmd/sallyport/admin"
+	"sallyport/cmd/sallyport/config"
+	"sallyport/cmd/sallyport/explain"
+)
+
+func newExplain() *cobra.Command {
+	var client admin.Client
+	var out output
+	cmd := &cobra.Command{
+		Use:   "explain TARGET",
+		Short: "Say where the running edge sends a request, and why",
+		Long: `Ask the edge that runs on this machine where a request or connection leads: which listener, route, Service and endpoints take
+it and by which reach, or why none does.`,
+		Example: `  sallyport explain http://shop.example.com/cart
+  sallyport explain tcp://192.0.2.10:443
+  sallyport explain udp://198.51.100.1:30053
+  sallyport explain service/shop/web
+  sallyport explain ingress/shop/web -o json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var e explain.Explanation
+			if err := client.Get(cmd.Context(), "/v1/explain", url.Values{"target": args}, &e); err != nil {
+				return err
+			}
+			return out.write(cmd.OutOrStdout(), e, e.WriteText)
+		},
+	}
+	addSocket(cmd, &client)
+	out.add(cmd)
+	return cmd
+}
+
+// Explain implements admin.Views.
+func (e *edge) Explain(target string) (any, error) {
+	s := e.Snapshot()
+	if s == nil {
+		return nil, e.ready()
+	}
+	return explain.Explain(s, e.explainOptions(), target)
+}
+
+func (e *edge) explainOptions() explain.Options {
+	c := e.config
+	o := explain.Options{
+		Problems:          e.pipeline.problems.current(),
+		EdgeAddresses:     e.pipeline.options.OwnAddresses,
+		NodePortAddresses: c.L4.NodePortAddresses,
+		Pools:             c.Pools,
+		ListenPorts:       map[uint16]string{c.Edge.Admin.Address.Port(): "admin"},
+		Dataplane:         c.L4.Dataplane,
+		Now:               time.Now(),
+	}
+	if c.L7.Enabled {
+		o.HTTPPort, o.HTTPSPort = c.L7.HTTPPort, c.L7.HTTPSPort
+	}
+	if c.L4.Dataplane == config.DataplaneUserspace && len(o.EdgeAddresses) == 0 {
+		o.EdgeAddresses = hosts(c.L4.NodePortAddresses)
+	}
+	return o
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+
+	"sallyport/cmd/sallyport/config"
+	"sallyport/gateway/stream"
+	"sallyport/rules"
+	"sallyport/watcher"
+)
+
+// newL4 makes the reconciler of the configured dataplane.
+func (e *edge) newL4(inputs []input, trigger *watcher.Trigger) (step, error) {
+	if e.config.L4.Dataplane == config.DataplaneUserspace {
+		p := stream.New(stream.Options{NodePortAddresses: hosts(e.config.L4.NodePortAddresses),
+			Log: e.log.With("part", "stream"), Metrics: e.registry})
+		e.closeL4 = p.Close
+		return step{"stream", p}, nil
+	}
+	o := rulesOptions(e.config)
+	o.Log, o.Metrics, o.APIServers = e.log, e.registry, apiServers(inputs)
+	k, err := rules.NewKernel(o)
+	if err != nil {
+		return step{}, err
+	}
+	e.watchL4 = func(ctx context.Context) error { return k.Watch(ctx, trigger.Mark) }
+	return step{"rules", k}, nil
+}
+
+// rulesOptions is the part of the configuration that rules are rendered by.
+func rulesOptions(c config.Config) rules.Options {
+	return rules.Options{
+		Backend:           rules.Backend(c.L4.IptablesBackend),
+		NodePortAddresses: c.L4.NodePortAddresses,
+		SNAT:              rules.SNAT(c.L4.SNAT),
+		HashSeed:          c.L4.HashSeed,
+		Reach:             c.Reach,
+		L7Ports:           l7Ports(c),
+	}
+}
+
+// l7Ports are the TCP ports that HTTP and HTTPS are served on.
+func l7Ports(c config.Config) (ports []uint16) {
+	if !c.L7.Enabled {
+		return nil
+	}
+	ports = append(ports, c.L7.HTTPPort)
+	if c.L7.HTTPSPort != 0 {
+		ports = append(ports, c.L7.HTTPSPort)
+	}
+	return ports
+}
+
+// apiServers are the addresses of the clusters' API servers, as far as their kubeconfigs name addresses: a name may come to
+// lead elsewhere, and those behind it are known from the Service "kubernetes".
+func apiServers(inputs []input) (list []netip.Addr) {
+	for _, i := range inputs {
+		if u, err := url.Parse(i.about); err == nil {
+			if a, err := netip.ParseAddr(u.Hostname()); err == nil {
+				list = append(list, a.Unmap())
+			}
+		}
+	}
+	return list
+}
+
+// hosts are the addresses of prefixes that are single addresses, as user space can only listen on those.
+func hosts(prefixes []netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, p := range prefixes {
+		out = append(out, p.Addr())
+	}
+	return out
+}
+
+// ownAddresses are the machine's, as they are at the start, without VIPs: those may be many, and lead back to endpoints.
+// Loopback is refused anyway.
+func ownAddresses(log *slog.Logger) []netip.Addr {
+	var out []netip.Addr
+	links, err := net.Interfaces()
+	for _, link := range links {
+		if link.Name == rules.DefaultLink || link.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		addrs, failed := link.Addrs()
+		err = errors.Join(err, failed)
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				out = append(out, p.Addr().Unmap())
+			}
+		}
+	}
+	if err != nil {
+		log.Warn("not all own addresses are known, so endpoints are not checked against them", "err", err)
+	}
+	return out
+}

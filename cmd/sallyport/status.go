@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sallyport/cmd/sallyport/admin"
+	"sallyport/cmd/sallyport/config"
+)
+
+// addSocket declares the flag of commands that ask a running edge.
+func addSocket(cmd *cobra.Command, client *admin.Client) {
+	cmd.Flags().StringVar(&client.Socket, "socket", config.DefaultSocket, "admin `socket` of the running edge (edge.admin.socket)")
+}
+
+func newStatus() *cobra.Command {
+	var client admin.Client
+	var out output
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the state of the edge that runs on this machine",
+		Long: `Show what the running edge serves: whether the API server answers, how old the snapshot is and how much is in it, whether it is
+applied, which edge writes to the cluster, and the problems.`,
+		Example: `  sallyport status
+  sallyport status --watch
+  sallyport status -o json | jq .problems`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			show := func(ctx context.Context) error {
+				var s admin.Status
+				if err := client.Get(ctx, "/v1/status", nil, &s); err != nil {
+					return err
+				}
+				return out.write(cmd.OutOrStdout(), s, s.WriteText)
+			}
+			if !watch {
+				return show(cmd.Context())
+			}
+			return follow(cmd, show)
+		},
+	}
+	addSocket(cmd, &client)
+	out.add(cmd)
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it anew every 2 seconds, until Ctrl-C")
+	return cmd
+}
+
+// clearScreen is what clear(1) prints (ECMA-48: cursor home, erase in page).
+const clearScreen = "\x1b[H\x1b[2J"
+
+// follow shows again and again until a signal comes; an edge that does not answer may be starting.
+func follow(cmd *cobra.Command, show func(context.Context) error) error {
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		fmt.Fprint(cmd.OutOrStdout(), clearScreen)
+		if err := show(ctx); err != nil && ctx.Err() == nil {
+			fmt.Fprintln(cmd.OutOrStdout(), err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}

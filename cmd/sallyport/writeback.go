@@ -1,0 +1,67 @@
+package main
+
+import (
+	"net"
+	"net/netip"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sallyport/cmd/sallyport/config"
+	"sallyport/watcher/model"
+	"sallyport/watcher/status"
+)
+
+// newStatusLane makes the writer of a cluster's status. It is remote and slow, so it has a lane of its own.
+func (e *edge) newStatusLane(i input, problems *problemBook, results *prometheus.CounterVec) (*lane, error) {
+	client, err := i.api.Client()
+	if err != nil {
+		return nil, err
+	}
+	var l *lane
+	w, err := status.New(status.Options{
+		Cluster:          i.name,
+		Config:           client,
+		Identity:         e.config.Edge.Name,
+		LeaseNamespace:   e.config.Status.LeaseNamespace,
+		IngressAddresses: func() []netip.Addr { return ingressAddresses(e.config) },
+		UID:              func(r model.ObjectRef) string { return i.api.UID(r.Kind, r.Namespace, r.Name) },
+		Changed:          func() { l.wake() },
+		Log:              e.log.With("part", "status"),
+		Metrics:          e.registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.writer = w
+	problems.changed = w.Report
+	l = newLane("status", w, problems, results, e.log)
+	return l, nil
+}
+
+// ingressAddresses are those that the status of Ingresses shows.
+func ingressAddresses(c config.Config) []netip.Addr {
+	if len(c.Status.IngressAddresses) > 0 || !c.L7.Enabled {
+		return c.Status.IngressAddresses
+	}
+	var out []netip.Addr
+	for _, text := range c.L7.Addresses {
+		if text == config.EdgeAddresses {
+			if a := primaryAddress(); a.IsValid() {
+				out = append(out, a)
+			}
+		} else if a, err := netip.ParseAddr(text); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// primaryAddress is the address that this machine's default route leaves by; the zero Addr without one. No packet is sent.
+func primaryAddress() netip.Addr {
+	c, err := net.Dial("udp4", "192.0.2.1:9") // of TEST-NET-1 (RFC 5737), so that no route but the default one leads there
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr()
+}
