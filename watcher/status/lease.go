@@ -3,7 +3,6 @@ package status
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -31,12 +30,11 @@ const releaseTimeout = time.Second
 
 // elect leads whenever nobody else does, until ctx ends; then it releases the Lease.
 func (w *Writer) elect(ctx context.Context) error {
-	lock := &lease{w: w, Interface: &resourcelock.LeaseLock{
+	lock := &lease{w: w, releasing: func() bool { return ctx.Err() != nil }, Interface: &resourcelock.LeaseLock{
 		LeaseMeta:  metav1.ObjectMeta{Namespace: w.o.LeaseNamespace, Name: LeaseName},
 		Client:     w.client.CoordinationV1(),
 		LockConfig: resourcelock.ResourceLockConfig{Identity: w.identity},
 	}}
-	defer context.AfterFunc(ctx, func() { lock.releasing.Store(true) })()
 	for ctx.Err() == nil {
 		elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 			Lock: lock, LeaseDuration: leaseDuration, RenewDeadline: renewDeadline, RetryPeriod: retryPeriod,
@@ -128,7 +126,7 @@ func (w *Writer) saw(holder string) {
 type lease struct {
 	resourcelock.Interface
 	w         *Writer
-	releasing atomic.Bool
+	releasing func() bool
 	failing   bool // the last request failed; used by the elector's goroutine alone
 }
 
@@ -165,7 +163,7 @@ func (l *lease) Update(ctx context.Context, record resourcelock.LeaderElectionRe
 
 // bound shortens what a release may take.
 func (l *lease) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if l.releasing.Load() {
+	if l.releasing() {
 		return context.WithTimeout(ctx, releaseTimeout)
 	}
 	return ctx, func() {}
@@ -189,7 +187,7 @@ func (l *lease) report(err error) {
 	case apierrors.IsForbidden(err) || apierrors.IsNotFound(err):
 		l.w.refused.refuse(resourceLease, err)
 	}
-	if err != nil && !l.failing && !l.releasing.Load() {
+	if err != nil && !l.failing && !l.releasing() {
 		l.w.log.Warn("lease of the writer of status cannot be had, trying again", "lease", l.Describe(), "err", err)
 	}
 	l.failing = err != nil

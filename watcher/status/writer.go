@@ -8,6 +8,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sallyport/watcher/model"
 )
@@ -114,7 +115,7 @@ func (w *Writer) write(ctx context.Context, t *term, c change) error {
 	switch {
 	case err == nil:
 		w.refused.permit(c.resource())
-	case apierrors.IsNotFound(err) || apierrors.IsConflict(err):
+	case apierrors.IsNotFound(err) || apierrors.IsConflict(err) || madeAnew(err):
 		result, err = "outdated", nil // the object or its writer has changed: there will be a new snapshot
 	case apierrors.IsForbidden(err):
 		result = "forbidden"
@@ -126,6 +127,15 @@ func (w *Writer) write(ctx context.Context, t *term, c change) error {
 	w.metrics.writes.WithLabelValues(c.seen.Ref.Kind, result).Inc()
 	t.attempts[c.seen.Ref] = attempt{change: c, err: err, until: time.Now().Add(holdBack), settled: released}
 	return err
+}
+
+// madeAnew says whether the API server has another object of the same name: it takes our metadata.uid for a change.
+func madeAnew(err error) bool {
+	var answer apierrors.APIStatus
+	if !errors.As(err, &answer) || answer.Status().Details == nil {
+		return false
+	}
+	return slices.ContainsFunc(answer.Status().Details.Causes, func(c metav1.StatusCause) bool { return c.Field == "metadata.uid" })
 }
 
 // concernsAll says whether an error is one of the API server as a whole, so that other writes would meet the same.
