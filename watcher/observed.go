@@ -26,7 +26,8 @@ func (t observed) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	case err != nil:
 		t.c.requestFailed("none")
-		t.c.gate.close()
+		t.c.unreached(err) // at once: client-go tries again some requests before it returns
+		t.c.gate.close()   // afterwards: what opens it again takes the error back
 		return nil, err
 	case response.StatusCode >= http.StatusBadRequest:
 		t.c.requestFailed(strconv.Itoa(response.StatusCode))

@@ -12,6 +12,7 @@ import (
 
 // TestAPIOutage has the API server go away for a while.
 func TestAPIOutage(t *testing.T) {
+	t.Parallel()
 	s := newAPIServer(t, "one")
 	s.putService("a")
 	log, lines := textLog()
@@ -41,6 +42,7 @@ func TestAPIOutage(t *testing.T) {
 
 // TestAPIRejectedCredentials has a token end, and another one come in the kubeconfig.
 func TestAPIRejectedCredentials(t *testing.T) {
+	t.Parallel()
 	s := newAPIServer(t, "one")
 	s.token = "first"
 	s.putService("a")
@@ -81,8 +83,10 @@ func TestAPIRejectedCredentials(t *testing.T) {
 
 // TestAPIRoleTakenAway refuses a kind that was read: what was read stays, and it heals.
 func TestAPIRoleTakenAway(t *testing.T) {
+	t.Parallel()
 	for _, code := range []int{http.StatusForbidden, http.StatusNotFound} {
 		t.Run(http.StatusText(code), func(t *testing.T) {
+			t.Parallel()
 			s := newAPIServer(t, "one")
 			s.putService("a")
 			log, _ := textLog()
@@ -109,6 +113,7 @@ func TestAPIRoleTakenAway(t *testing.T) {
 // TestAPIOtherCluster has the API server become another cluster's: nothing of it may be read, because what each kind
 // says would come at another time.
 func TestAPIOtherCluster(t *testing.T) {
+	t.Parallel()
 	s := newAPIServer(t, "one")
 	s.putService("a")
 	log, lines := textLog()
@@ -143,6 +148,7 @@ func TestAPIOtherCluster(t *testing.T) {
 
 // TestKubeconfigOfOtherCluster puts another cluster into the kubeconfig: the old connection stays, and it is told.
 func TestKubeconfigOfOtherCluster(t *testing.T) {
+	t.Parallel()
 	one, two, same := newAPIServer(t, "one"), newAPIServer(t, "two"), newAPIServer(t, "one")
 	one.putService("a")
 	same.putService("c")

@@ -1,7 +1,10 @@
 package watcher
 
 import (
+	"cmp"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,7 +51,8 @@ func (s *secrets) list(all *objects.Cluster) (ok bool) {
 	for _, n := range wanted {
 		names[n] = true
 	}
-	for _, w := range s.watches {
+	for _, covers := range slices.SortedFunc(maps.Keys(s.watches), compareNames) {
+		w := s.watches[covers]
 		all.Denied = w.addDenial(all.Denied)
 		for _, o := range w.informer.GetStore().List() {
 			secret := o.(*corev1.Secret)
@@ -58,6 +62,10 @@ func (s *secrets) list(all *objects.Cluster) (ok bool) {
 		}
 	}
 	return true
+}
+
+func compareNames(a, b objects.Name) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
 // coverage is what a watch covers that brings the Secret.

@@ -271,16 +271,9 @@ func followKubeconfig(t *testing.T, o Options) (Options, func(s *apiServer, toke
 func stopped(t *testing.T, s Source, what string, ok func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	changes, done := make(chan struct{}, 1), make(chan error, 1)
-	go func() {
-		done <- s.Run(ctx, func() {
-			select {
-			case changes <- struct{}{}:
-			default:
-			}
-		})
-	}()
-	eventually(t, changes, what, ok)
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx, func() {}) }()
+	eventually(t, tick(t), what, ok)
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("Run: %v", err)
