@@ -136,7 +136,7 @@ func (t *translator) keyPair(ref model.ObjectRef) (_ *keyPair, r model.Reason, w
 			fmt.Sprintf("this edge may not read Secret %q of namespace %s: grant it get, list and watch", ref.Name, ref.Namespace)
 	case s == nil:
 		return nil, model.ReasonSecretNotFound,
-			fmt.Sprintf("no Secret %q of type %s is in namespace %s", ref.Name, corev1.SecretTypeTLS, ref.Namespace)
+			fmt.Sprintf("no Secret %q of type %s is in namespace %s, or clusters[].secrets is none", ref.Name, corev1.SecretTypeTLS, ref.Namespace)
 	}
 	k := t.pairs.of(ref, s)
 	if k.why != "" {

@@ -57,6 +57,28 @@ func normalizePath(path string) (_, why string) {
 	if !strings.HasPrefix(path, "/") {
 		return "", `does not begin with "/"`
 	}
+	if isPlainPath(path) {
+		return path, ""
+	}
+	return encodePath(path)
+}
+
+// isPlainPath says quickly that a path has the form already, as nearly all do: it begins with a slash, and has unreserved
+// characters in segments that neither are empty, except for the last, nor begin with a dot.
+func isPlainPath(path string) bool {
+	previous := byte(0)
+	for i := range len(path) {
+		c := path[i]
+		if c != '/' && !isUnreserved(c) || previous == '/' && (c == '/' || c == '.') {
+			return false
+		}
+		previous = c
+	}
+	return true
+}
+
+// encodePath is normalizePath of a path that begins with a slash.
+func encodePath(path string) (_, why string) {
 	var b strings.Builder
 	for i := 0; i < len(path); i++ {
 		c := path[i]

@@ -30,3 +30,18 @@ func TestIsPlainName(t *testing.T) {
 		}
 	}
 }
+
+// FuzzIsPlainPath holds the quick answer against the full one.
+func FuzzIsPlainPath(f *testing.F) {
+	for _, s := range []string{"/", "/a/b", "/a/b/", "/a.b/c", "//", "/a//b", "/.", "/a/..", "/a/.b", "/%41", "/a b", "/~a-_", "/a:b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		if len(path) == 0 || path[0] != '/' || !isPlainPath(path) {
+			return
+		}
+		if got, why := encodePath(path); got != path || why != "" {
+			t.Errorf("%q is taken for plain, and is %q, %q", path, got, why)
+		}
+	})
+}

@@ -46,15 +46,15 @@ func (e *explainer) isNotL7(r request) bool {
 		want, other = other, want
 	}
 	isL7 := r.port == want || r.port == other // which are 0 if there is none, as no port is
-	if addr, ok := isIP(r.host); ok && !(isL7 && e.isOwn(addr)) {
+	if addr, ok := isIP(r.host); ok && (!isL7 || !e.isOwn(addr)) {
 		e.connection(connection{model.TCP, netip.AddrPortFrom(addr, r.port)})
 		return true
 	}
-	switch {
-	case r.port == want:
+	switch r.port {
+	case want:
 		e.step("listener", fmt.Sprintf("L7 takes %s on port %d", r.scheme, want))
 		return false
-	case r.port == other:
+	case other:
 		e.conclude(Refused, fmt.Sprintf("port %d speaks %s, and the request comes in %s", other, otherScheme(r.scheme), r.scheme))
 		e.hint(where(r.scheme, want))
 		return true
