@@ -8,6 +8,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,11 @@ type Options struct {
 	Nodes, Edges int
 	// Images adds to the image table: bare image name -> path of the program that plays it.
 	Images map[string]string
+	// NodeMonitorGrace is how long a node may be silent before it counts as gone (kube-controller-manager
+	// --node-monitor-grace-period); 0 for 8 s. The agents' heartbeats come every 2 s.
+	NodeMonitorGrace time.Duration
+	// EvictAfter is how long pods stay bound to a node that is gone; 0 for 20 s. It is a whole number of seconds.
+	EvictAfter time.Duration
 	// Program is the lab's own program, which has the agent; built if empty.
 	Program string
 	// Log takes progress; nil for none.
@@ -61,6 +67,8 @@ type Cluster struct {
 	programs build.Programs
 	images   map[string]string
 	running  map[string]*program
+
+	nodeMonitorGrace, evictAfter time.Duration
 
 	config  *rest.Config
 	client  *kubernetes.Clientset
@@ -95,6 +103,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	c := &Cluster{
 		name: o.Name, dir: folder(o.Name), lab: o.Program, log: o.Log.With("lab", o.Name),
 		claim: claim, programs: programs, images: programs.Images(), running: map[string]*program{},
+		nodeMonitorGrace: cmp.Or(o.NodeMonitorGrace, nodeMonitorGrace), evictAfter: cmp.Or(o.EvictAfter, evictAfter),
 	}
 	maps.Copy(c.images, o.Images)
 	c.alive, c.fail = context.WithCancelCause(context.Background())

@@ -175,29 +175,67 @@ func TestKubeconfigWorksEverywhereAndForBothUsers(t *testing.T) {
 	}
 }
 
-// The outage of a node is seen by the control plane alone; its return makes all as before.
+// readiness returns a condition: the node is Ready, or is not.
+func readiness(t *testing.T, c *Cluster, name string, want bool) func() error {
+	return func() error {
+		node, err := c.Client().CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
+		if err == nil && nodeReady(node) != want {
+			err = fmt.Errorf("%s is Ready %v, want %v", name, !want, want)
+		}
+		return err
+	}
+}
+
+// A node without power answers nothing, its pods are given up, and its return makes all as before.
 func TestNodeOutage(t *testing.T) {
 	c := lab.Cluster(t)
-	ready := func(want bool) func() error {
-		return func() error {
-			node, err := c.Client().CoreV1().Nodes().Get(t.Context(), "node-2", metav1.GetOptions{})
-			if err == nil && nodeReady(node) != want {
-				err = fmt.Errorf("node-2 is Ready %v, want %v", !want, want)
-			}
-			return err
-		}
-	}
-	if err := c.StopProgram("agent@node-2"); err != nil {
+	ns := c.Namespace(t)
+	c.Apply(t, ns, fmt.Sprintf(hostnames, 4))
+	c.WaitReady(t, ns, "hostnames", 4)
+	port, edge := nodePort(t, c, ns, "hostnames"), c.Host("edge-1")
+	if err := c.StopNode("node-2"); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, 3*nodeMonitorGrace, ready(false))
-	if err := c.StartProgram("agent@node-2"); err != nil {
+	if reaches(t, edge, c.Host("node-2").Addr, port) {
+		t.Error("a node without power answers")
+	}
+	Eventually(t, 3*nodeMonitorGrace, readiness(t, c, "node-2", false))
+	Eventually(t, 10*time.Second, func() error { return answering(edge, c.Host("node-1").Addr, port, podsOn(t, c, ns, "node-1")) })
+	if err := c.StartNode(t.Context(), "node-2"); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, 20*time.Second, ready(true))
+	c.WaitReady(t, ns, "hostnames", 4)
+	Eventually(t, 10*time.Second, func() error { return answering(edge, c.Host("node-2").Addr, port, 4) })
 	if err := c.Err(); err != nil {
 		t.Errorf("a stop that was asked for counts as failure: %v", err)
 	}
+	if err := c.StopNode("edge-1"); err == nil {
+		t.Error("an edge was stopped as a node")
+	}
+}
+
+// podsOn counts the pods of a namespace on a node.
+func podsOn(t *testing.T, c *Cluster, ns, node string) int {
+	t.Helper()
+	pods, err := c.Client().CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + node})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(pods.Items)
+}
+
+// The agent talks to the API server over its node's cable.
+func TestNodeWhoseCableIsCut(t *testing.T) {
+	c := lab.Cluster(t)
+	node := c.Host("node-2")
+	if err := node.CutCable(network.NodesLink, network.Silent); err != nil {
+		t.Fatal(err)
+	}
+	Eventually(t, 3*nodeMonitorGrace, readiness(t, c, "node-2", false))
+	if err := node.MendCable(network.NodesLink); err != nil {
+		t.Fatal(err)
+	}
+	Eventually(t, 30*time.Second, readiness(t, c, "node-2", true))
 }
 
 func TestAPIServerOutage(t *testing.T) {

@@ -80,7 +80,7 @@ func (n *Network) addLeg(h *Host, network string) error {
 			return fmt.Errorf("find bridge %s: %w", network, err)
 		}
 		port := &netlink.Veth{
-			LinkAttrs:     netlink.LinkAttrs{Name: h.Name + "." + network[:1], MasterIndex: bridge.Attrs().Index},
+			LinkAttrs:     netlink.LinkAttrs{Name: h.portName(network), MasterIndex: bridge.Attrs().Index},
 			PeerName:      network,
 			PeerNamespace: netlink.NsFd(int(there)),
 		}
