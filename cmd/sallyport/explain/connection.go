@@ -139,6 +139,9 @@ func (e *explainer) atEdge(c connection) {
 		return
 	}
 	e.conclude(None, fmt.Sprintf("Sallyport serves nothing on port %d/%s of this edge", port, c.protocol))
+	if c.protocol == model.TCP && (port == e.o.HTTPPort || port == e.o.HTTPSPort) {
+		e.hint(fmt.Sprintf("L7 serves that port at other addresses of this edge: %v (l7.addresses)", e.o.L7Addresses))
+	}
 	if s == nil {
 		e.hint("no Service has it as nodePort; another program of this machine may listen there: ss -lntup")
 	}
@@ -173,17 +176,22 @@ func (e *explainer) noNodePorts(addr netip.Addr) string {
 
 // listener is what of the edge itself listens on the port, or empty.
 func (e *explainer) listener(c connection) string {
-	port := c.to.Port()
+	port, l7 := c.to.Port(), e.servesL7(c.to.Addr())
 	switch {
 	case c.protocol != model.TCP:
 		return ""
-	case port == e.o.HTTPPort:
+	case l7 && port == e.o.HTTPPort:
 		return "L7 for http: host and path decide, as sallyport explain http://HOST/PATH says"
-	case port == e.o.HTTPSPort:
+	case l7 && port == e.o.HTTPSPort:
 		return "L7 for https: host and path decide, as sallyport explain https://HOST/PATH says"
 	default:
 		return e.o.ListenPorts[port]
 	}
+}
+
+// servesL7 says whether L7 listens at an address of the edge.
+func (e *explainer) servesL7(addr netip.Addr) bool {
+	return len(e.o.L7Addresses) == 0 || slices.Contains(e.o.L7Addresses, addr)
 }
 
 // elsewhere explains a connection to an address that the edge does not have.

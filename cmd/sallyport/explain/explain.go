@@ -21,6 +21,8 @@ type Options struct {
 	Problems []model.Problem
 	// HTTPPort and HTTPSPort are where L7 listens; 0 means that it does not.
 	HTTPPort, HTTPSPort uint16
+	// L7Addresses are where it does. Empty means at every address of the edge.
+	L7Addresses []netip.Addr
 	// EdgeAddresses are the addresses of this machine, without VIPs.
 	EdgeAddresses []netip.Addr
 	// NodePortAddresses are where NodePorts are served. Empty means at every address of the edge.

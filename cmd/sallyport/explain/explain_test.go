@@ -30,6 +30,7 @@ type scenarioOptions struct {
 	NoTLS              bool
 	DefaultCertificate objects.Name
 	EdgeAddresses      []netip.Addr
+	L7Addresses        []netip.Addr
 	NodePortAddresses  []netip.Prefix
 	Pools              []string
 	Dataplane          string
@@ -46,7 +47,7 @@ const (
 func (s scenarioOptions) build(t testing.TB, in objects.Objects) (*model.Snapshot, Options) {
 	t.Helper()
 	in[0].Stale = s.Stale
-	o := Options{HTTPPort: httpPort, HTTPSPort: s.HTTPSPort, EdgeAddresses: s.EdgeAddresses, NodePortAddresses: s.NodePortAddresses,
+	o := Options{HTTPPort: httpPort, HTTPSPort: s.HTTPSPort, EdgeAddresses: s.EdgeAddresses, L7Addresses: s.L7Addresses, NodePortAddresses: s.NodePortAddresses,
 		ListenPorts: map[uint16]string{adminPort: "admin"}, Dataplane: s.Dataplane, Now: time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)}
 	if !s.NoTLS && s.HTTPSPort == 0 {
 		o.HTTPSPort = 443
@@ -131,6 +132,9 @@ func TestScenarios(t *testing.T) {
 					t.Fatal(err)
 				}
 				got := text(t, e)
+				if far := overTheSocket(t, e); far != got {
+					t.Errorf("decoded from JSON\n%s\nwant\n%s", far, got)
+				}
 				if *update {
 					s.archive.Files[i].Data = []byte(got)
 				} else if got != string(f.Data) {
@@ -156,6 +160,20 @@ func text(t testing.TB, e Explanation) string {
 		t.Fatal(err)
 	}
 	return b.String()
+}
+
+// overTheSocket is the text that a client makes of the JSON that it is sent.
+func overTheSocket(t testing.TB, e Explanation) string {
+	t.Helper()
+	sent, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var received Explanation
+	if err := json.Unmarshal(sent, &received); err != nil {
+		t.Fatal(err)
+	}
+	return text(t, received)
 }
 
 // TestJSON holds the names of the fields, which scripts depend on.

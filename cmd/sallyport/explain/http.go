@@ -46,7 +46,7 @@ func (e *explainer) isNotL7(r request) bool {
 		want, other = other, want
 	}
 	isL7 := r.port == want || r.port == other // which are 0 if there is none, as no port is
-	if addr, ok := isIP(r.host); ok && (!isL7 || !e.isOwn(addr)) {
+	if addr, ok := isIP(r.host); ok && (!isL7 || !e.isOwn(addr) || !e.servesL7(addr)) {
 		e.connection(connection{model.TCP, netip.AddrPortFrom(addr, r.port)})
 		return true
 	}
