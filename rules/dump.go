@@ -24,8 +24,8 @@ type dumpedTable struct {
 
 // dump reads a backend. Of legacy, no table is made by that.
 func (f flavour) dump(ctx context.Context) (dump, error) {
-	if f.backend == BackendLegacy && !legacyInUse() {
-		return nil, nil
+	if used, err := f.inUse(); err != nil || !used {
+		return nil, err
 	}
 	out, err := f.save(ctx)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"regexp"
@@ -147,8 +148,8 @@ func deletions(jumps []string) []string {
 // find reads what the kernel holds of ours, by table. It prints whole tables, which takes seconds with many rules:
 // it is for the start and for cleaning up.
 func (f flavour) find(ctx context.Context) (map[string]remnant, error) {
-	if f.backend == BackendLegacy && !legacyInUse() {
-		return map[string]remnant{}, nil
+	if used, err := f.inUse(); err != nil || !used {
+		return map[string]remnant{}, err
 	}
 	out, err := f.save(ctx)
 	if err != nil {
@@ -169,10 +170,19 @@ func (f flavour) save(ctx context.Context, args ...string) ([]byte, error) {
 	return out, nil
 }
 
-// legacyInUse says whether ip_tables has a table. Asking iptables-legacy for one would make it.
-func legacyInUse() bool {
+// inUse says whether a backend has a table. Asking iptables-legacy itself for one would make it.
+func (f flavour) inUse() (bool, error) {
+	if f.backend != BackendLegacy {
+		return true, nil
+	}
 	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
-	return err == nil && len(names) > 0
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // the kernel has no ip_tables, or not yet
+	}
+	if err != nil {
+		return false, fmt.Errorf("find out whether iptables-legacy holds rules, which needs root: %w", err)
+	}
+	return len(names) > 0, nil
 }
 
 var (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -254,7 +255,11 @@ func (k *Kernel) leaveOther(ctx context.Context) error {
 	found, err := f.find(ctx)
 	if err != nil {
 		if k.isNews(f.command, err.Error()) {
-			k.log.WarnContext(ctx, "the other backend cannot be read: rules that an earlier run left there would stay", "backend", other, "err", err)
+			level := slog.LevelWarn
+			if errors.Is(err, fs.ErrPermission) { // as it is by intent for who is not root
+				level = slog.LevelInfo
+			}
+			k.log.Log(ctx, level, "the other backend cannot be read: rules that an earlier run left there would stay", "backend", other, "err", err)
 		}
 		return nil
 	}
