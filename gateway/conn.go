@@ -126,6 +126,9 @@ func (c *conn) enter(p phase, up *upstream) {
 	c.phase, c.since, c.up = p, now, up
 	c.mu.Unlock()
 	c.progress.Store(now)
+	if c.leaving.Load() { // the watcher meant the phase before
+		c.stay()
+	}
 }
 
 // detach takes the upstream connection out of the watcher's reach and returns why it was closed, if it was.
@@ -164,12 +167,17 @@ func (c *conn) hangUp() {
 // lastRead comes after hangUp. A request that has come in meanwhile is served; otherwise the connection looks as if the
 // client had ended it.
 func (c *conn) lastRead(p []byte) (int, error) {
-	c.leaving.Store(false)
-	_ = c.SetReadDeadline(time.Time{})
+	c.stay()
 	if c.received.Load() || peek(c.socket) == peekBytes {
 		return c.Read(p)
 	}
 	return 0, io.EOF
+}
+
+// stay takes back hangUp.
+func (c *conn) stay() {
+	c.leaving.Store(false)
+	_ = c.SetReadDeadline(time.Time{})
 }
 
 // Write implements net.Conn.

@@ -15,8 +15,10 @@ var acmeChallenges = []byte("/.well-known/acme-challenge/")
 
 // redirects reports whether the request has to be made again over HTTPS. It does not if it came so to a trusted proxy.
 func (x *exchange) redirects(r *route.Route) bool {
-	return r.RedirectHTTPS && x.c.tls == nil && !(x.c.trusted && bytes.EqualFold(x.req.proto, []byte("https"))) &&
-		!bytes.HasPrefix(x.req.path, acmeChallenges)
+	if !r.RedirectHTTPS || x.c.tls != nil || x.c.trusted && bytes.EqualFold(x.req.proto, []byte("https")) {
+		return false
+	}
+	return !bytes.HasPrefix(x.req.path, acmeChallenges)
 }
 
 // location is where the request is redirected to: the same target, as the client spelt it.

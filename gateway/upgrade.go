@@ -113,7 +113,7 @@ func (x *exchange) tunnel(head []byte, early io.Reader) {
 // sendBuffered sends the client the header and what came with it.
 func (x *exchange) sendBuffered(head []byte) error {
 	more, _ := x.up.br.Peek(x.up.br.Buffered())
-	_, err := x.c.Conn.Write(append(head, more...))
+	_, err := x.c.Write(append(head, more...))
 	return err
 }
 
