@@ -19,6 +19,7 @@ import (
 	"sallyport/bench/lab/agent"
 	"sallyport/bench/lab/build"
 	"sallyport/bench/lab/cluster"
+	"sallyport/bench/lab/network"
 )
 
 // defaultName is the lab that commands mean when none is named.
@@ -51,6 +52,8 @@ func upCommand() *cobra.Command {
 	nameFlag(cmd, &o.Name)
 	cmd.Flags().IntVar(&o.Nodes, "nodes", 2, "number of nodes")
 	cmd.Flags().IntVar(&o.Edges, "edges", 2, "number of edges")
+	cmd.Flags().DurationVar(&o.NodeMonitorGrace, "node-monitor-grace-period", 0, "how long a node may be silent before it is NotReady (default 8s)")
+	cmd.Flags().DurationVar(&o.EvictAfter, "evict-after", 0, "how long pods stay bound to a node that is gone (default 20s)")
 	cmd.Flags().StringArrayVar(&images, "image", nil, "`NAME=BINARY`: program that plays the image NAME in any registry and of any tag (agnhost and echo-basic are built in)")
 	return cmd
 }
@@ -114,13 +117,9 @@ func execCommand() *cobra.Command {
   lab exec control -- kubectl get nodes`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
-			s, err := cluster.Load(name)
+			host, err := findHost(name, args[0])
 			if err != nil {
 				return err
-			}
-			host := s.Host(args[0])
-			if host == nil {
-				return fmt.Errorf("lab %s has no host %q, it has %s", name, args[0], hostNames(s))
 			}
 			command := args[1:]
 			if command[0] == "--" && len(command) > 1 { // the parser leaves it where it follows HOST
@@ -132,6 +131,19 @@ func execCommand() *cobra.Command {
 	nameFlag(cmd, &name)
 	cmd.Flags().SetInterspersed(false) // flags after HOST are the command's
 	return cmd
+}
+
+// findHost finds a host of a lab.
+func findHost(lab, name string) (*network.Host, error) {
+	s, err := cluster.Load(lab)
+	if err != nil {
+		return nil, err
+	}
+	host := s.Host(name)
+	if host == nil {
+		return nil, fmt.Errorf("lab %s has no host %q, it has %s", lab, name, hostNames(s))
+	}
+	return host, nil
 }
 
 func hostNames(s *cluster.State) string {

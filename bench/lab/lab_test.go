@@ -206,10 +206,45 @@ func TestTwoLabsAtOnceAndInterrupt(t *testing.T) {
 	}
 }
 
-func TestExec(t *testing.T) {
+func TestExecAndOutages(t *testing.T) {
 	lab := program(t)
 	name := labName("exec")
 	startUp(t, lab, name)
+	t.Run("exec", func(t *testing.T) { testExec(t, lab, name) })
+	t.Run("outages", func(t *testing.T) { testOutages(t, lab, name) })
+}
+
+// testOutages has an API server, a node and a cable go and come back at the command of another process.
+func testOutages(t *testing.T, lab, name string) {
+	nodes := []string{"exec", "control", "--", "kubectl", "get", "nodes", "--request-timeout=5s"}
+	for _, tt := range []struct {
+		args []string
+		out  string
+		code int
+	}{
+		{[]string{"stop", "kube-apiserver"}, "", 0},
+		{nodes, "was refused", 1},
+		{[]string{"start", "kube-apiserver"}, "", 0},
+		{[]string{"stop", "node-1"}, "", 0},
+		{[]string{"exec", "node-1", "--", "cat", "/sys/class/net/nodes/carrier"}, "0", 0},
+		{[]string{"start", "node-1"}, "", 0},
+		{[]string{"exec", "node-1", "--", "cat", "/sys/class/net/nodes/carrier"}, "1", 0},
+		{nodes, "node-1   Ready", 0},
+		{[]string{"cut", "edge-1", "clients"}, "", 0},
+		{[]string{"exec", "edge-1", "--", "cat", "/sys/class/net/clients/carrier"}, "0", 0},
+		{[]string{"mend", "edge-1", "clients"}, "", 0},
+		{[]string{"exec", "edge-1", "--", "cat", "/sys/class/net/clients/carrier"}, "1", 0},
+		{[]string{"stop", "nginx"}, `stop program "nginx": the lab runs [agent@node-1 etcd`, 1},
+		{[]string{"cut", "client", "nodes"}, `the host has no link "nodes"`, 1},
+	} {
+		args := append([]string{tt.args[0], "--name", name}, tt.args[1:]...)
+		if out, code := run(t, lab, args...); !strings.Contains(out, tt.out) || code != tt.code {
+			t.Errorf("%q: got %q and exit code %d, want %q and %d", tt.args, out, code, tt.out, tt.code)
+		}
+	}
+}
+
+func testExec(t *testing.T, lab, name string) {
 	for _, tt := range []struct {
 		args []string
 		out  string

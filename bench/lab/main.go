@@ -38,6 +38,7 @@ func newCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(upCommand(), execCommand(), downCommand(), listCommand(), buildCommand(), agentCommand())
+	root.AddCommand(upCommand(), execCommand(), stopCommand(), startCommand(), cutCommand(), mendCommand(),
+		downCommand(), listCommand(), buildCommand(), agentCommand())
 	return root
 }

@@ -10,8 +10,12 @@ import (
 )
 
 // A claim is the right to be the lab of one name on this machine. It is a socket in the abstract namespace (unix(7)):
-// it leaves no file, exists once, goes with its process however that ends, and tells who holds it.
-type claim struct{ listener *net.UnixListener }
+// it leaves no file, exists once, goes with its process however that ends, and tells who holds it. Its holder takes
+// requests on it (see remote.go).
+type claim struct {
+	listener *net.UnixListener
+	requests *requests
+}
 
 func claimAddress(lab string) *net.UnixAddr {
 	return &net.UnixAddr{Net: "unix", Name: "@sallyport-lab/" + lab}
@@ -30,19 +34,19 @@ func claimLab(lab string) (*claim, error) {
 	if err != nil {
 		return nil, fmt.Errorf("claim lab %s: %w", lab, err)
 	}
-	c := &claim{listener}
+	c := &claim{listener, newRequests()}
 	go c.serve()
 	return c, nil
 }
 
-// serve empties the queue of those who asked for the owner. It ends with release.
+// serve answers those who ask for the owner, or something of it. It ends with release.
 func (c *claim) serve() {
 	for {
-		conn, err := c.listener.Accept()
+		conn, err := c.listener.AcceptUnix()
 		if err != nil {
 			return
 		}
-		conn.Close()
+		go c.requests.answer(conn) // bounded by its deadline and by the end of requests
 	}
 }
 
@@ -58,18 +62,23 @@ func owner(lab string) (pid int, err error) {
 		return 0, fmt.Errorf("ask for the owner of lab %s: %w", lab, err)
 	}
 	defer conn.Close()
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	if ctl := raw.Control(func(fd uintptr) {
-		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); ctl != nil {
-		return 0, ctl
-	}
+	cred, err := peer(conn)
 	if err != nil {
 		return 0, fmt.Errorf("ask for the owner of lab %s: %w", lab, err)
 	}
 	return int(cred.Pid), nil
+}
+
+// peer tells who is at the other end of conn.
+func peer(conn *net.UnixConn) (cred *unix.Ucred, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	if ctl := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); ctl != nil {
+		return nil, ctl
+	}
+	return cred, err
 }

@@ -110,6 +110,7 @@ func Start(ctx context.Context, o Options) (_ *Cluster, err error) {
 	if err := c.start(ctx, o); err != nil {
 		return nil, errors.Join(fmt.Errorf("start lab %s: %w", o.Name, err), c.Stop())
 	}
+	claim.requests.serve(c.serveRequest)
 	return c, nil
 }
 
@@ -189,6 +190,7 @@ func (c *Cluster) supervise(name string, command func(context.Context) *exec.Cmd
 
 // Stop removes the lab: processes, namespaces, links and files.
 func (c *Cluster) Stop() error {
+	c.claim.requests.close()
 	for _, p := range c.running {
 		p.expectEnd()
 	}
