@@ -133,7 +133,7 @@ func (t *translator) keyPair(ref model.ObjectRef) (_ *keyPair, r model.Reason, w
 	switch {
 	case s == nil && t.secretDenied(ref):
 		return nil, model.ReasonSecretForbidden,
-			fmt.Sprintf("this edge may not read Secret %q of namespace %s: grant it get, list and watch", ref.Name, ref.Namespace)
+			fmt.Sprintf("this edge may not read Secret %q of namespace %s: grant it list and watch (deploy/rbac)", ref.Name, ref.Namespace)
 	case s == nil:
 		return nil, model.ReasonSecretNotFound,
 			fmt.Sprintf("no Secret %q of type %s is in namespace %s, or clusters[].secrets is none", ref.Name, corev1.SecretTypeTLS, ref.Namespace)

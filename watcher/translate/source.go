@@ -35,7 +35,7 @@ func (t *translator) denied(cluster model.ObjectRef, d objects.Denial) {
 		t.problem(cluster, d.Kind, model.ReasonKindNotFound, "the API server does not have this kind%s (404): it is served as if there were none", where)
 	default:
 		t.problem(cluster, d.Kind, model.ReasonKindForbidden,
-			"the API server does not let this edge list and watch this kind%s (%d): it is served as if there were none; grant both to its account", where, d.Code)
+			"the API server does not let this edge list and watch this kind%s (%d): it is served as if there were none; grant both to its account (deploy/rbac)", where, d.Code)
 	}
 }
 
