@@ -94,7 +94,7 @@ func (w *watched) settle(t *testing.T, n *network, s *model.Snapshot) {
 		})
 		select {
 		case <-w.changes:
-		case <-time.After(200 * time.Millisecond): // ten looks of legacy
+		case <-time.After(repairPause + 100*time.Millisecond): // several looks of legacy
 			return
 		}
 	}

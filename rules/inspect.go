@@ -70,12 +70,12 @@ func (i *inspection) reversePathFilter() {
 	if uplinks < 2 || len(strict) == 0 {
 		return
 	}
-	message := fmt.Sprintf("Strict on %s: packets are dropped there whose source is routed by another link, "+
-		"such as those of clients with a second way to this machine. If there are such, set it to loose:", strings.Join(strict, ", "))
+	var loose []string
 	for _, name := range strict {
-		message += "\nsysctl -w net.ipv4.conf." + name + ".rp_filter=2"
+		loose = append(loose, "sysctl -w net.ipv4.conf."+name+".rp_filter=2")
 	}
-	i.add("rp_filter", "%s", message)
+	i.add("rp_filter", "Strict on %s: packets are dropped there whose source is routed by another link, such as those of clients with a "+
+		"second way to this machine. If there are such, set it to loose:\n%s", strings.Join(strict, ", "), strings.Join(loose, "\n"))
 }
 
 // strictLinks are the links of those with an address, uplinks in number, that filter strictly.
@@ -161,13 +161,10 @@ func (i *inspection) otherRules(f, own flavour) {
 		i.add(f.command, "%d rules in %s: the kernel asks them beside those of %s, and what either drops is dropped. See %s-save.",
 			count, strings.Join(tables, ", "), own.command, f.command)
 	}
-	accept := i.o.acceptForwarded("FORWARD")
-	if i.other.policy("filter", "FORWARD") == "DROP" && !i.other.holds("filter", accept...) {
-		message := "The policy of FORWARD is DROP, which Sallyport's rules in the other backend cannot overrule. Let its connections pass:"
-		for _, rule := range accept {
-			message += "\n" + f.command + " -I " + rule
-		}
-		i.add(f.command, "%s", message)
+	first, next := i.o.acceptForwarded()
+	if i.other.policy("filter", "FORWARD") == "DROP" && !i.other.holds("filter", first, next) {
+		i.add(f.command, "The policy of FORWARD is DROP, which Sallyport's rules in the other backend cannot overrule. Let its connections pass:\n"+
+			"%s -I %s\n%s -I %s", f.command, first, f.command, next)
 	}
 	if i.other.policy("filter", "INPUT") == "DROP" {
 		i.openPorts(f.command, "The policy of INPUT is DROP.", f.command+openInput, ",")
@@ -177,13 +174,11 @@ func (i *inspection) otherRules(f, own flavour) {
 // openInput is a command of iptables, but for the command itself.
 const openInput = " -I INPUT -p tcp -m multiport --dports %s -j ACCEPT"
 
-// acceptForwarded gives rules that accept Sallyport's connections, the first packet by its mark and all that follow by that
-// of the connection.
-func (o Options) acceptForwarded(chain string) []string {
-	return []string{
-		chain + " -m mark --mark " + markValue(o.owner()|verdictMasquerade, verdictMask) + " -j ACCEPT",
-		chain + " -m connmark --mark " + markValue(o.owner(), ownerMask) + " -j ACCEPT",
-	}
+// acceptForwarded gives rules that accept Sallyport's connections: the first packet by its mark, and all that follow by
+// that of the connection.
+func (o Options) acceptForwarded() (first, next string) {
+	return "FORWARD -m mark --mark " + markValue(o.owner()|verdictMasquerade, verdictMask) + " -j ACCEPT",
+		"FORWARD -m connmark --mark " + markValue(o.owner(), ownerMask) + " -j ACCEPT"
 }
 
 // early reports what decides before Sallyport does in its own backend.

@@ -114,7 +114,7 @@ func TestUnprivileged(t *testing.T) {
 	serve(t, n.node, "10.1.0.2:9376", "pod")
 	in(t, n.edge, func() { sh(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
 	nobody := &syscall.Credential{Uid: 65534, Gid: 65534}
-	p := startProcess(t, n, BackendNFT, &syscall.SysProcAttr{Credential: nobody, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}})
+	p := startProcess(t, n, BackendNFT, &syscall.SysProcAttr{Credential: nobody, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN}})
 	for _, to := range []string{destinations(30), "", " 10.1.0.2:9376"} {
 		if got := p.reconcile(to); got != "ok" {
 			t.Fatalf("%s\n%s", got, &p.log)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,10 @@ import (
 // notificationBuffer is how many bytes of notifications may wait to be read: about 10,000 rules changed at once. What is more is
 // lost, which the kernel says.
 const notificationBuffer = 16 << 20
+
+// repairPause is for how long no more is read after something was found. Whatever keeps undoing what we write, such as a
+// second Sallyport, must not have us do nothing else.
+const repairPause = 200 * time.Millisecond
 
 // Attributes of NFT_MSG_NEWGEN (enum nft_gen_attributes).
 const (
@@ -38,10 +43,7 @@ func (s *nftSocket) open() (*nl.NetlinkSocket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to changes of rules: %w", err)
 	}
-	if err := socket.SetReceiveBufferSize(notificationBuffer, true); err != nil {
-		socket.Close()
-		return nil, fmt.Errorf("enlarge the buffer for changes of rules: %w", err)
-	}
+	_ = socket.SetReceiveBufferSize(notificationBuffer, true) // without it more is lost, which is then taken for drift
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.socket = socket
@@ -103,24 +105,34 @@ func (k *Kernel) followNFT(ctx context.Context, socket *nl.NetlinkSocket, change
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
 			k.drift.add("", finding{kind: driftUnknown})
-			changed()
-			continue
 		case err != nil:
 			return fmt.Errorf("follow changes of rules: %w", err)
-		case from.Pid != nl.PidKernel:
+		case from.Pid == nl.PidKernel:
+			found = k.collect(messages, found)
+		}
+		if !k.drift.any() {
 			continue
 		}
-		for _, m := range messages {
-			if f, ok := lost(m); ok {
-				found = append(found, f)
-			}
-			if by, ok := committed(m); ok && len(found) > 0 { // the last message of a transaction
-				k.drift.add(by, found...)
-				found = nil
-				changed()
-			}
+		changed()
+		select {
+		case <-ctx.Done():
+		case <-time.After(repairPause):
 		}
 	}
+}
+
+// collect adds to the drift what is found up to the last message of each transaction, and returns what is left.
+func (k *Kernel) collect(messages []syscall.NetlinkMessage, found []finding) []finding {
+	for _, m := range messages {
+		if f, ok := lost(m); ok {
+			found = append(found, f)
+		}
+		if by, ok := committed(m); ok && len(found) > 0 {
+			k.drift.add(by, found...)
+			found = nil
+		}
+	}
+	return found
 }
 
 // lost says what a message tells of our rules. Others may make chains, and change rules that have nothing to do with ours.
