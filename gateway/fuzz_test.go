@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/valyala/fasthttp"
@@ -21,6 +22,8 @@ func FuzzRequest(f *testing.F) {
 		"OPTIONS * HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, x\r\nUpgrade: websocket, chat/1\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nx",
 	} {
 		f.Add([]byte(s))
 	}
@@ -52,6 +55,11 @@ func FuzzRequest(f *testing.F) {
 		}
 		if len(x.req.authority) > 0 && sent.Host != string(x.req.authority) {
 			t.Errorf("%q is sent on as %q, want host %q", raw, head, x.req.authority)
+		}
+		asked := strings.ToLower(sent.Header.Get("Upgrade"))
+		if len(sent.Header["Connection"]) != len(sent.Header["Upgrade"]) || slices.Contains(strings.Split(asked, ", "), "h2c") ||
+			asked != "" && (x.req.version1 || x.req.framing != framingNone) {
+			t.Errorf("%q is sent on as %q, which must not ask for another protocol", raw, head)
 		}
 		if got := sent.Header["X-Forwarded-For"]; !slices.Equal(got, []string{"192.0.2.1"}) {
 			t.Errorf("%q is sent on with X-Forwarded-For %q", raw, got)

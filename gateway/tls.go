@@ -12,12 +12,12 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// newTLSConfig returns what TLS is spoken by: HTTP/1.1 and nothing else (RFC 7301), suites, curves and session tickets
+// newTLSConfig returns what TLS is spoken by: HTTP/1 and nothing else (ALPN, RFC 7301), suites, curves and session tickets
 // as Go has them. Tickets do not depend on certificates, so sessions are resumed after these have changed.
 func (g *Gateway) newTLSConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: g.opt.TLSMinVersion,
-		NextProtos: []string{"http/1.1"},
+		NextProtos: []string{"http/1.1", "http/1.0"},
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			return g.certificate(hello.ServerName), nil
 		},

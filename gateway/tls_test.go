@@ -185,6 +185,7 @@ func TestTLSVersionsAndProtocols(t *testing.T) {
 		{"older", Options{}, &tls.Config{MinVersion: tls.VersionTLS11, MaxVersion: tls.VersionTLS11}, "protocol version not supported"},
 		{"1.3 only", Options{TLSMinVersion: tls.VersionTLS13}, &tls.Config{MaxVersion: tls.VersionTLS12}, "protocol version not supported"},
 		{"browser", Options{}, &tls.Config{NextProtos: []string{"h2", "http/1.1"}}, "http/1.1 TLS 1.3"},
+		{"old browser", Options{}, &tls.Config{NextProtos: []string{"http/1.0"}}, "http/1.0 TLS 1.3"},
 		{"HTTP/2 only", Options{}, &tls.Config{NextProtos: []string{"h2"}}, "no application protocol"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
