@@ -31,6 +31,8 @@ const ReasonProgrammed = "Programmed"
 
 // apply sends a change. released says that we hold nothing of the status any more, whatever it shows.
 func (w *Writer) apply(ctx context.Context, c change) (released bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
 	o := metav1.ApplyOptions{FieldManager: FieldManager, Force: len(c.seen.Addresses) > 0 && len(c.want) > 0}
 	ref := c.seen.Ref
 	if ref.Kind == kindIngress {

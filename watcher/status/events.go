@@ -186,6 +186,8 @@ func (w *Writer) send(ctx context.Context, problem model.Problem) error {
 // earlier life of this one: its time and count are renewed. The count is read from the answer to a patch, because get is
 // not among our verbs; of two writers at once one counts in vain.
 func (w *Writer) createOrRenew(ctx context.Context, e *corev1.Event) (result string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
 	events := w.client.CoreV1().Events(e.Namespace)
 	if _, err = events.Create(ctx, e, metav1.CreateOptions{FieldManager: FieldManager}); !apierrors.IsAlreadyExists(err) {
 		return "created", err

@@ -147,6 +147,8 @@ func (l *lease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []
 
 // Create implements resourcelock.Interface.
 func (l *lease) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	ctx, cancel := l.bound(ctx)
+	defer cancel()
 	err := l.Interface.Create(ctx, record)
 	l.written(record, err)
 	return err
@@ -161,12 +163,12 @@ func (l *lease) Update(ctx context.Context, record resourcelock.LeaderElectionRe
 	return err
 }
 
-// bound shortens what a release may take.
+// bound limits what a request may take.
 func (l *lease) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if l.releasing() {
 		return context.WithTimeout(ctx, releaseTimeout)
 	}
-	return ctx, func() {}
+	return context.WithTimeout(ctx, requestTimeout)
 }
 
 func (l *lease) written(record resourcelock.LeaderElectionRecord, err error) {

@@ -98,9 +98,6 @@ func TestStopWhileTheServerHangs(t *testing.T) {
 // A hangingServer knows no Lease, takes every one that is made, and then hangs when it is told to.
 type hangingServer struct{ hangs atomic.Bool }
 
-// CancelRequest is what client-go looks for; the request's context does it.
-func (s *hangingServer) CancelRequest(*http.Request) {}
-
 // RoundTrip implements http.RoundTripper.
 func (s *hangingServer) RoundTrip(r *http.Request) (*http.Response, error) {
 	if s.hangs.Load() {

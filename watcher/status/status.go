@@ -88,7 +88,6 @@ func New(o Options) (*Writer, error) {
 		return nil, errors.New("status needs the configuration of an API server, an identity and the namespace of a Lease")
 	}
 	config := rest.CopyConfig(o.Config)
-	config.Timeout = requestTimeout
 	config.QPS = -1 // what matters is limited here, and the Lease must not queue behind it
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
