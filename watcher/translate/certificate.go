@@ -27,6 +27,7 @@ type keyPairs struct {
 
 // A keyPair is what a Secret of type kubernetes.io/tls holds.
 type keyPair struct {
+	secret   model.ObjectRef
 	crt, key []byte           // as in the Secret
 	pair     *tls.Certificate // nil if it is unusable
 	hosts    []string         // the DNS names of the certificate, as in Route.Host
@@ -59,7 +60,7 @@ func (p *keyPairs) of(ref model.ObjectRef, s *corev1.Secret) *keyPair {
 	}
 	k := p.before[ref]
 	if k == nil || !k.isOf(s) {
-		k = parseKeyPair(s)
+		k = parseKeyPair(ref, s)
 	}
 	p.now[ref] = k
 	return k
@@ -70,8 +71,8 @@ func (k *keyPair) isOf(s *corev1.Secret) bool {
 }
 
 // parseKeyPair reads a Secret. Nothing of the key is in why.
-func parseKeyPair(s *corev1.Secret) *keyPair {
-	k := &keyPair{crt: s.Data[corev1.TLSCertKey], key: s.Data[corev1.TLSPrivateKeyKey]}
+func parseKeyPair(ref model.ObjectRef, s *corev1.Secret) *keyPair {
+	k := &keyPair{secret: ref, crt: s.Data[corev1.TLSCertKey], key: s.Data[corev1.TLSPrivateKeyKey]}
 	pair, err := tls.X509KeyPair(k.crt, k.key)
 	switch {
 	case len(k.crt) == 0:
@@ -111,8 +112,8 @@ func certificateHosts(names []string) []string {
 func (k *keyPair) covers(host string) bool { return k.pair.Leaf.VerifyHostname(host) == nil }
 
 // certificate is the key pair in a snapshot, so far for no host.
-func (k *keyPair) certificate(ref model.ObjectRef) model.Certificate {
-	return model.Certificate{Ref: ref, NotAfter: k.pair.Leaf.NotAfter.UTC(), Pair: k.pair}
+func (k *keyPair) certificate() model.Certificate {
+	return model.Certificate{Ref: k.secret, NotAfter: k.pair.Leaf.NotAfter.UTC(), Pair: k.pair}
 }
 
 // indexSecrets are the cluster's Secrets by name, if certificates are wanted.

@@ -22,7 +22,7 @@ func (t *translator) ingresses() {
 	t.explainClasses()
 	classes := classesOf(t.in)
 	for _, ing := range t.in.Ingresses { // in any order: resolveRoutes orders the routes
-		g := ingress{translator: t, Ingress: ing, self: t.ref("Ingress", ing)}
+		g := &ingress{translator: t, Ingress: ing, self: t.ref("Ingress", ing)}
 		ours := classes.serve(ing)
 		if ours {
 			g.translate()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"sallyport/watcher/model"
 	"sallyport/watcher/objects"
@@ -17,12 +16,10 @@ const SSLRedirect = "sallyport.io/ssl-redirect"
 
 // A hostClaim is a host for which an entry of an Ingress' spec.tls has a certificate.
 type hostClaim struct {
-	host    string
-	secret  model.ObjectRef
-	pair    *keyPair
-	ingress model.ObjectRef
-	created time.Time
-	field   tlsField
+	host  string
+	pair  *keyPair
+	by    *ingress
+	field tlsField
 }
 
 // A tlsField is spec.tls[entry].hosts[host], or spec.tls[entry].secretName if host is noHost. Its text is only made where it is
@@ -60,7 +57,7 @@ func (g *ingress) tlsEntry(i int) {
 				"the certificate of Secret %q is for no DNS name: list the hosts in spec.tls[%d].hosts", e.SecretName, i)
 		}
 		for _, host := range pair.hosts {
-			g.claim(host, secret, pair, field)
+			g.claim(host, pair, field)
 		}
 	}
 	for j := range e.Hosts {
@@ -70,7 +67,7 @@ func (g *ingress) tlsEntry(i int) {
 			g.complain(field.String(), model.ReasonInvalidField, "%q %s: it gets no certificate", e.Hosts[j], emptyHost(why))
 			continue
 		}
-		g.claim(host, secret, pair, field)
+		g.claim(host, pair, field)
 	}
 }
 
@@ -83,10 +80,10 @@ func emptyHost(why string) string {
 }
 
 // claim takes down that the host has TLS, and the certificate that it wants, if there is one.
-func (g *ingress) claim(host string, secret model.ObjectRef, pair *keyPair, field tlsField) {
+func (g *ingress) claim(host string, pair *keyPair, field tlsField) {
 	g.secure = append(g.secure, host)
 	if pair != nil {
-		g.hostClaims = append(g.hostClaims, hostClaim{host, secret, pair, g.self, created(g.Ingress), field})
+		g.hostClaims = append(g.hostClaims, hostClaim{host, pair, g, field})
 	}
 }
 
@@ -129,7 +126,7 @@ func (g *ingress) isSecure(host string) bool {
 // resolveHosts gives each host its certificate: the one that the oldest of the Ingresses has for it.
 func resolveHosts(s *model.Snapshot, claims []hostClaim) {
 	slices.SortStableFunc(claims, func(a, b hostClaim) int {
-		return cmp.Or(cmp.Compare(a.host, b.host), a.created.Compare(b.created), a.ingress.Compare(b.ingress))
+		return cmp.Or(cmp.Compare(a.host, b.host), created(a.by).Compare(created(b.by)), a.by.self.Compare(b.by.self))
 	})
 	index := make(map[*keyPair]int, len(claims)) // into s.Certificates
 	var winner hostClaim
@@ -143,7 +140,7 @@ func resolveHosts(s *model.Snapshot, claims []hostClaim) {
 		if !known {
 			n = len(s.Certificates)
 			index[c.pair] = n
-			s.Certificates = append(s.Certificates, c.pair.certificate(c.secret))
+			s.Certificates = append(s.Certificates, c.pair.certificate())
 		}
 		s.Certificates[n].Hosts = append(s.Certificates[n].Hosts, c.host)
 		c.explainUncovered(s)
@@ -153,15 +150,15 @@ func resolveHosts(s *model.Snapshot, claims []hostClaim) {
 
 // explainLost records that the host has another certificate already.
 func (c *hostClaim) explainLost(s *model.Snapshot, winner hostClaim) {
-	if c.secret == winner.secret {
+	if c.pair == winner.pair {
 		return
 	}
-	why := fmt.Sprintf("named by %v, which comes first by age and name", winner.ingress)
-	if c.ingress == winner.ingress {
+	why := fmt.Sprintf("named by %v, which comes first by age and name", winner.by.self)
+	if c.by == winner.by {
 		why = "which stands first in this Ingress"
 	}
-	s.Problems = append(s.Problems, model.Problem{Object: c.ingress, Field: c.field.String(), Reason: model.ReasonDuplicateHost,
-		Message: fmt.Sprintf("%s presents the certificate of %v, %s: name one Secret for it", c.host, winner.secret, why)})
+	s.Problems = append(s.Problems, model.Problem{Object: c.by.self, Field: c.field.String(), Reason: model.ReasonDuplicateHost,
+		Message: fmt.Sprintf("%s presents the certificate of %v, %s: name one Secret for it", c.host, winner.pair.secret, why)})
 }
 
 // explainUncovered records that the host presents a certificate that clients will not take for it. It does all the same:
@@ -170,8 +167,8 @@ func (c *hostClaim) explainUncovered(s *model.Snapshot) {
 	if c.pair.covers(c.host) {
 		return
 	}
-	s.Problems = append(s.Problems, model.Problem{Object: c.ingress, Field: c.field.String(), Reason: model.ReasonInvalidCertificate,
-		Message: fmt.Sprintf("the certificate of %v is not for %s but for %s: clients will refuse it", c.secret, c.host, few(c.pair.hosts))})
+	s.Problems = append(s.Problems, model.Problem{Object: c.by.self, Field: c.field.String(), Reason: model.ReasonInvalidCertificate,
+		Message: fmt.Sprintf("the certificate of %v is not for %s but for %s: clients will refuse it", c.pair.secret, c.host, few(c.pair.hosts))})
 }
 
 // resolveDefault marks the certificate that is presented where no other is. Of several clusters the first one that has
@@ -189,7 +186,7 @@ func resolveDefault(s *model.Snapshot, clusters []*translator, o Options) {
 	}
 	at, found := slices.BinarySearchFunc(s.Certificates, ref, func(c model.Certificate, r model.ObjectRef) int { return c.Ref.Compare(r) })
 	if !found {
-		s.Certificates = slices.Insert(s.Certificates, at, pair.certificate(ref))
+		s.Certificates = slices.Insert(s.Certificates, at, pair.certificate())
 	}
 	s.Certificates[at].Default = true
 }
