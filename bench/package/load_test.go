@@ -3,9 +3,11 @@ package deb
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -31,7 +33,7 @@ func serve(t *testing.T, outside *network.Host) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, body) })}
+	s := http.Server{Handler: http.HandlerFunc(answer)}
 	go func() { _ = s.Serve(web) }()
 	t.Cleanup(func() { _ = errors.Join(s.Close(), echo.Close()) })
 	go func() {
@@ -46,6 +48,21 @@ func serve(t *testing.T, outside *network.Host) {
 			}()
 		}
 	}()
+}
+
+// answer sends body, for the path /slow in two halves.
+func answer(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/slow" {
+		fmt.Fprint(w, body)
+		return
+	}
+	fmt.Fprint(w, body[:5])
+	_ = http.NewResponseController(w).Flush()
+	select {
+	case <-time.After(300 * time.Millisecond):
+		fmt.Fprint(w, body[5:])
+	case <-r.Context().Done():
+	}
 }
 
 // get asks once, at an address and for a host.
@@ -82,20 +99,31 @@ type load struct {
 const (
 	fresh = "HTTP over new connections"
 	kept  = "HTTP over kept connections"
+	slow  = "HTTP with slow answers"
+	safe  = "HTTPS over kept connections"
 	flow  = "one connection to a NodePort"
 )
 
-// startLoad asks for web.example.com over new connections and over kept ones, and speaks over one connection through the
-// kernel, all from outside of the machine.
+// startLoad asks for web.example.com in each way, and speaks over one connection through the kernel, all from outside of the
+// machine.
 func startLoad(outside *network.Host) *load {
 	ctx, stop := context.WithCancel(context.Background())
 	l := &load{stop: stop, requests: map[string]int{}}
-	for _, kind := range []string{fresh, fresh, kept, kept} {
+	for _, client := range []struct{ kind, url string }{
+		{fresh, "http://" + machineAddress + "/"},
+		{fresh, "http://" + machineAddress + "/"},
+		{kept, "http://" + machineAddress + "/"},
+		{kept, "http://" + machineAddress + "/"},
+		{slow, "http://" + machineAddress + "/slow"},
+		{safe, "https://" + machineAddress + "/"},
+	} {
 		c := outside.HTTPClient()
 		c.Timeout = 30 * time.Second
-		c.Transport.(*http.Transport).DisableKeepAlives = kind == fresh
+		transport := c.Transport.(*http.Transport)
+		transport.DisableKeepAlives = client.kind == fresh
+		transport.TLSClientConfig = &tls.Config{ServerName: "web.example.com", InsecureSkipVerify: true} // the edge has its own certificate
 		l.done.Go(func() {
-			l.repeat(ctx, kind, func() error { return get(c, "http://"+machineAddress+"/", "web.example.com") })
+			l.repeat(ctx, client.kind, func() error { return get(c, client.url, "web.example.com") })
 			c.CloseIdleConnections()
 		})
 	}
@@ -150,8 +178,8 @@ func during(t *testing.T, outside *network.Host, work func()) *load {
 	defer l.stop()
 	more := func(than map[string]int) func() error {
 		return func() error {
-			for _, kind := range []string{fresh, kept, flow} {
-				if n := l.count(kind); n < than[kind]+20 {
+			for _, kind := range []string{fresh, kept, slow, safe, flow} {
+				if n := l.count()[kind]; n < than[kind]+2 {
 					return fmt.Errorf("%d requests: %s", n, kind)
 				}
 			}
@@ -160,17 +188,18 @@ func during(t *testing.T, outside *network.Host, work func()) *load {
 	}
 	until(t, "the load is under way", more(nil))
 	work()
-	until(t, "the load goes on", more(map[string]int{fresh: l.count(fresh), kept: l.count(kept), flow: l.count(flow)}))
+	until(t, "the load goes on", more(l.count()))
 	l.stop()
 	l.done.Wait()
 	t.Logf("requests: %v; failed: %d; longest: %v", l.requests, len(l.failed), l.longest.Round(time.Millisecond))
 	return l
 }
 
-func (l *load) count(kind string) int {
+// count is how many requests have ended so far, by kind.
+func (l *load) count() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.requests[kind]
+	return maps.Clone(l.requests)
 }
 
 // none fails the test for each request that failed, up to a few.

@@ -57,7 +57,7 @@ func boot(t *testing.T, folder string) *machine {
 		}
 		_ = syscall.Kill(stop, syscall.SIGKILL)
 		<-ended
-		if t.Failed() {
+		if m.init == "" {
 			t.Logf("console: %s", &console)
 		}
 	})

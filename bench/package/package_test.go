@@ -43,6 +43,15 @@ reach: pods # there is no kube-proxy that would answer on the node
 loadBalancer: {ipAddressPools: [{name: public, addresses: [203.0.113.0/28]}]}
 `
 
+const kubeconfig = `
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "https://` + clientAddress + `:6443"}}]
+users: [{name: u, user: {token: t}}]
+contexts: [{name: x, context: {cluster: c, user: u}}]
+current-context: x
+`
+
 // TestPackage is the life of an edge, in order: a step that fails ends it.
 func TestPackage(t *testing.T) {
 	required(t)
@@ -59,6 +68,10 @@ func TestPackage(t *testing.T) {
 		{"restarts without failing a request", (*machine).restart},
 		{"comes back when killed, on the same sockets", (*machine).kill},
 		{"is upgraded without failing a request", (*machine).upgrade},
+		{"is killed when it hangs", (*machine).hang},
+		{"closes what it no longer listens on", (*machine).reconfigure},
+		{"is stopped, and the kernel goes on", (*machine).stop},
+		{"waits for a cluster that does not answer", (*machine).wait},
 		{"runs with iptables-legacy", (*machine).legacy},
 		{"runs in user space without other privileges", (*machine).userspace},
 		{"is removed with all that is in the kernel", (*machine).remove},
@@ -100,8 +113,8 @@ func (m *machine) install() {
 	if got := m.sh("systemd-analyze verify sallyport.service"); got != "" {
 		m.t.Errorf("the unit: %s", got)
 	}
-	if got := m.sh("cd /etc/sallyport && stat --format '%n %a %U:%G' . *"); got != ". 750 root:sallyport\nsallyport.yaml 640 root:sallyport" {
-		m.t.Errorf("the configuration is readable by others than root and the service:\n%s", got)
+	if got := m.sh("cd /etc/sallyport && stat --format '%n %a %U:%G' . *"); got != ". 750 root:sallyport\nsallyport.yaml 644 root:root" {
+		m.t.Errorf("the configuration is\n%s", got)
 	}
 }
 
@@ -162,14 +175,75 @@ func (m *machine) kill() {
 	cutOff := len(l.failed)
 	l.failed = slices.DeleteFunc(l.failed, cut)
 	l.none(m.t)
-	if cutOff -= len(l.failed); cutOff > 4 {
-		m.t.Errorf("%d requests were cut off, by a process that had no more than 4 at once", cutOff)
+	if cutOff -= len(l.failed); cutOff > 6 {
+		m.t.Errorf("%d requests were cut off, by a process that had no more than 6 at once", cutOff)
 	}
 }
 
 // cut is a request whose process died.
 func cut(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
+}
+
+// hang stops the process by a signal, so that it no longer tells systemd that it is alive.
+func (m *machine) hang() {
+	const impatient = "/etc/systemd/system/sallyport.service.d/impatient.conf"
+	m.write(impatient, "[Service]\nWatchdogSec=1s\n")
+	m.sh("systemctl daemon-reload && systemctl restart sallyport")
+	old := m.property("MainPID")
+	m.sh("kill -STOP " + old)
+	until(m.t, "it is started again", func() error {
+		if got := m.property("MainPID", "ActiveState"); got == old+" active" || !strings.HasSuffix(got, " active") {
+			return fmt.Errorf("MainPID %s, was %s", got, old)
+		}
+		return nil
+	})
+	m.serves()
+	m.sh("rm " + impatient + " && systemctl daemon-reload && systemctl restart sallyport")
+}
+
+func (m *machine) reconfigure() {
+	m.write("/etc/sallyport/sallyport.yaml", configuration+"l7: {httpPort: 8080}\n")
+	m.sh("systemctl restart sallyport")
+	c := m.outside.HTTPClient()
+	if err := get(c, "http://"+machineAddress+":8080/", "web.example.com"); err != nil {
+		m.t.Error(err)
+	}
+	if err := get(c, "http://"+machineAddress+"/", "web.example.com"); !errors.Is(err, syscall.ECONNREFUSED) {
+		m.t.Errorf("port 80 is still listened on: %v", err)
+	}
+	m.write("/etc/sallyport/sallyport.yaml", configuration)
+	m.sh("systemctl restart sallyport")
+	m.serves()
+}
+
+func (m *machine) stop() {
+	m.sh("systemctl stop sallyport")
+	c := m.outside.HTTPClient()
+	if err := get(c, "http://"+machineAddress+":30080/", ""); err != nil {
+		m.t.Errorf("the NodePort: %v", err)
+	}
+	if err := get(c, "http://"+machineAddress+"/", "web.example.com"); !errors.Is(err, syscall.ECONNREFUSED) {
+		m.t.Errorf("port 80 is still listened on: %v", err)
+	}
+	m.sh("systemctl start sallyport")
+	m.serves()
+}
+
+// wait has the unit as the package installs it, and a kubeconfig of a server that refuses connections.
+func (m *machine) wait() {
+	m.sh("systemctl stop sallyport && rm -r /etc/systemd/system/sallyport.service.d /etc/sallyport/sallyport.yaml && systemctl daemon-reload")
+	m.sh("dpkg --install --force-confmiss /srv/*.deb")
+	m.write("/etc/sallyport/kubeconfig", kubeconfig)
+	m.sh("chgrp sallyport /etc/sallyport/kubeconfig && chmod 640 /etc/sallyport/kubeconfig && systemctl start sallyport")
+	if got := m.property("ActiveState", "NRestarts"); got != "active 0" {
+		m.t.Errorf("the unit is %s", got)
+	}
+	if got := m.sh("sallyport check"); !strings.Contains(got, "https://"+clientAddress+":6443") {
+		m.t.Errorf("check does not find the kubeconfig:\n%s", got)
+	}
+	m.dropIn("manifests")
+	m.write("/etc/sallyport/sallyport.yaml", configuration)
 }
 
 func (m *machine) upgrade() {
@@ -230,11 +304,12 @@ func (m *machine) purge(before []string) {
 	}
 }
 
-// inventory lists all files outside of logs and dpkg's own books, all users and groups, and what systemd knows, ordered.
+// inventory lists all files but logs, dpkg's own books and what iptables and systemd keep in /run, all users and groups, and the
+// units that systemd knows, ordered.
 func (m *machine) inventory() []string {
 	m.t.Helper()
-	files := m.sh("find / /run -xdev ! -path '/proc/*' ! -path '/sys/*' ! -path '/var/log/*' ! -path '/run/log/*' ! -path '/var/cache/*' ! -path '/var/lib/dpkg/*' ! -path '/tmp/*'")
-	names := m.sh("getent passwd; getent group; systemctl list-unit-files --no-legend 'sally*'; systemctl list-units --all --no-legend 'sally*'")
+	files := m.sh("find / /run -xdev ! -path '/proc/*' ! -path '/sys/*' ! -path '/var/log/*' ! -path '/run/log/*' ! -path '/var/cache/*' ! -path '/var/lib/dpkg/*' ! -path '/tmp/*' ! -name xtables.lock ! -name agetty.reload")
+	names := m.sh("getent passwd; getent group; systemctl list-unit-files --no-legend; systemctl list-units --all --plain --no-legend | grep sally || true")
 	lines := strings.Split(files+"\n"+names, "\n")
 	slices.Sort(lines)
 	return lines
