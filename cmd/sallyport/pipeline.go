@@ -36,6 +36,7 @@ type pipeline struct {
 
 type pipelineMetrics struct {
 	generation prometheus.Gauge
+	published  prometheus.Gauge
 	objects    *prometheus.GaugeVec
 	duration   prometheus.Histogram
 }
@@ -45,6 +46,9 @@ func newPipelineMetrics(r prometheus.Registerer) pipelineMetrics {
 	return pipelineMetrics{
 		generation: f.NewGauge(prometheus.GaugeOpts{
 			Name: "sallyport_snapshot_generation", Help: "Generation of the published snapshot, counted from the start of the process.",
+		}),
+		published: f.NewGauge(prometheus.GaugeOpts{
+			Name: "sallyport_snapshot_published_timestamp_seconds", Help: "When the snapshot was published.",
 		}),
 		objects: f.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sallyport_snapshot_objects", Help: "Things in the published snapshot, by kind.",
@@ -99,10 +103,12 @@ func (p *pipeline) publish(context.Context) {
 
 func (m pipelineMetrics) observe(s *model.Snapshot, took time.Duration) {
 	m.generation.Set(float64(s.Generation))
+	m.published.SetToCurrentTime()
 	m.duration.Observe(took.Seconds())
 	m.objects.WithLabelValues("service").Set(float64(len(s.Services)))
 	m.objects.WithLabelValues("node").Set(float64(len(s.Nodes)))
 	m.objects.WithLabelValues("route").Set(float64(len(s.Routes)))
+	m.objects.WithLabelValues("certificate").Set(float64(len(s.Certificates)))
 }
 
 // assemble is the pure part of the pipeline, the same for a cluster, a folder and `sallyport render`.

@@ -111,7 +111,7 @@ func TestSocketShowsTheViews(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "run", "admin.sock")
 	serve(t, Options{Socket: socket, Views: fixed{}})
 	info, err := os.Stat(socket)
-	if err != nil || info.Mode().Perm() != 0o600 {
+	if err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("the socket is open to others: %v %v", info.Mode(), err)
 	}
 	c := Client{socket}
@@ -123,14 +123,14 @@ func TestSocketShowsTheViews(t *testing.T) {
 	if err := status.WriteText(&text); err != nil {
 		t.Fatal(err)
 	}
-	want := `edge      edge-1, v1, up 1m0s, dataplane iptables, reach auto
-ready     yes
-cluster   lab at https://192.0.2.9:6443, away, last answered 1m0s ago, served from objects.yaml of 1m0s ago, connection refused, credentials valid until 2027-01-02
-snapshot  generation 3, 1m0s old, stale: 2 nodes, 5 Services, 1 VIPs, 4 routes, 0 certificates
-edge      generation 2 applied, 3 published; rules: no
-writer    edge-2 writes addresses and Events to the cluster
-problems  1 PortConflict
-          Service shop/web: spec.ports[0]: taken (PortConflict)
+	want := `edge       edge-1, v1, up 1m0s, dataplane iptables, reach auto
+ready      yes
+cluster    lab at https://192.0.2.9:6443, away, last answered 1m0s ago, served from objects.yaml of 1m0s ago, connection refused, credentials valid until 2027-01-02
+snapshot   generation 3, 1m0s old, stale: 2 nodes, 5 Services, 1 VIPs, 4 routes, 0 certificates
+lane edge  generation 2 applied, 3 published; rules: no
+writer     edge-2 writes addresses and Events to the cluster
+problems   1 PortConflict
+           Service shop/web: spec.ports[0]: taken (PortConflict)
 `
 	if text.String() != want {
 		t.Errorf("got\n%swant\n%s", text.String(), want)

@@ -54,7 +54,7 @@ func (c Client) explain(err error) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("no edge runs on this machine with its socket at %s: start one (sallyport run), or name its socket by --socket", c.Socket)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s is open to the edge's user and root only: use sudo", c.Socket)
+		return fmt.Errorf("%s is open to root, and to the edge's user and group: use sudo", c.Socket)
 	default:
 		return fmt.Errorf("ask the edge at %s: %w", c.Socket, err)
 	}

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 )
 
-// listenSocket listens at a path that only this user can open. A socket that an edge left behind is replaced, one that an
+// listenSocket listens at a path that only this user and its group can open. A socket that an edge left behind is replaced, one that an
 // edge answers at is not.
 func listenSocket(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -26,7 +26,7 @@ func listenSocket(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on the admin socket: %w (choose another with edge.admin.socket)", err)
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err := os.Chmod(path, 0o660); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil

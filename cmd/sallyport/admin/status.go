@@ -76,7 +76,7 @@ func (s *Status) WriteText(w io.Writer) error {
 	}
 	fmt.Fprintf(t, "snapshot\t%s\n", s.Snapshot.text())
 	for _, l := range s.Lanes {
-		fmt.Fprintf(t, "%s\t%s\n", l.Name, l.text(s.Snapshot.Generation))
+		fmt.Fprintf(t, "lane %s\t%s\n", l.Name, l.text(s.Snapshot.Generation))
 	}
 	if s.Writer != nil {
 		fmt.Fprintf(t, "writer\t%s\n", s.Writer.text())
