@@ -35,6 +35,18 @@ func buildProgram(dir string) error {
 
 // startEdge runs sallyport on the host and waits for its first snapshot to be applied.
 func startEdge(host *cluster.Host, dir, config string, source []string) (*edge, error) {
+	e, err := launchEdge(host, dir, config, source)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.waitReady(); err != nil {
+		return nil, errors.Join(err, e.stop(), errors.New(e.log()))
+	}
+	return e, nil
+}
+
+// launchEdge runs sallyport on the host and waits for nothing.
+func launchEdge(host *cluster.Host, dir, config string, source []string) (*edge, error) {
 	e := &edge{host: host, dir: dir, done: make(chan error, 1)}
 	if err := os.WriteFile(e.file("sallyport.yaml"), []byte(config), 0o600); err != nil {
 		return nil, err
@@ -50,10 +62,16 @@ func startEdge(host *cluster.Host, dir, config string, source []string) (*edge, 
 		return nil, err
 	}
 	go func() { e.done <- e.cmd.Wait() }()
-	if err := e.waitReady(); err != nil {
-		return nil, errors.Join(err, e.stop(), errors.New(e.log()))
-	}
 	return e, nil
+}
+
+// diesWithin waits until sallyport has ended by itself or the time is over, whichever comes first.
+func (e *edge) diesWithin(d time.Duration) {
+	select {
+	case err := <-e.done:
+		e.done <- err
+	case <-time.After(d):
+	}
 }
 
 func (e *edge) file(name string) string { return filepath.Join(e.dir, name) }

@@ -117,14 +117,14 @@ func TestCommandsAskTheRunningEdge(t *testing.T) {
 	s := theSite(t)
 	ns := s.Namespace(t)
 	vip := s.vip(11)
-	s.Apply(t, ns, app("front")+app("cart")+shopIngress+fmt.Sprintf("{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {type: LoadBalancer, loadBalancerIP: %s, selector: {app: front}, ports: [{port: 80, targetPort: 9376}]}}\n", vip))
+	s.Apply(t, ns, app("front")+app("cart")+shopIngress+fmt.Sprintf("---\n{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {type: LoadBalancer, loadBalancerIP: %s, selector: {app: front}, ports: [{port: 80, targetPort: 9376}]}}\n", vip))
 	s.WaitReady(t, ns, "front", 3)
 	s.onEachEdge(t, func(t *testing.T, e *edge) {
 		cluster.Eventually(t, 10*time.Second, func() error { return get(s.client(), fmt.Sprintf("http://%s/", vip), "").err })
 		var status admin.Status
 		if err := json.Unmarshal([]byte(e.run(t, "status", "-o", "json")), &status); err != nil || status.Edge != e.host.Name || len(status.Clusters) != 1 ||
 			!status.Clusters[0].Up || status.Waiting != "" || status.Snapshot.VIPs == 0 || status.Writer == nil || status.Writer.Leader == "" {
-			t.Errorf("status: %v: %+v", err, status)
+			t.Errorf("status: %v: %+v, writer %+v", err, status, status.Writer)
 		}
 		for _, tt := range []struct{ target, want string }{
 			{"http://shop.example.com/cart/42", "cart"},

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -146,7 +147,7 @@ func TestRestartUnderLoad(t *testing.T) {
 	ns := s.secureApp(t, a, "restart.example.com")
 	s.Apply(t, ns, app("plain")+strings.NewReplacer("shop.example.com", "plain.example.com", "name: shop", "name: plain", "name: front", "name: plain",
 		"*.api.example.com", "*.plain.example.com").Replace(shopIngress))
-	s.Apply(t, ns, steadyService)
+	s.Apply(t, ns, steadyService(30087))
 	s.WaitReady(t, ns, "plain", 3)
 	m := newServiceManager(t)
 	e := m.start(t, s, "")
@@ -156,7 +157,7 @@ func TestRestartUnderLoad(t *testing.T) {
 		got, _ := s.getTLS(e, "one.restart.example.com", a.pool())
 		return errors.Join(got.err, get(s.client(), e.url(80), "plain.example.com").err)
 	})
-	old := s.longConnection(t, e)
+	old := s.longConnection(t, e, 30087)
 	l := s.load(t, e, target{host: "plain.example.com"}, target{host: "one.restart.example.com", roots: a.pool()})
 	for i := range 3 {
 		if err := e.stop(); err != nil {
@@ -190,11 +191,11 @@ func TestRestartUnderLoad(t *testing.T) {
 
 // endEdge3 stops what runs on edge-3 and removes all of it.
 func (s *site) endEdge3(t *testing.T, e *edge) {
-	if t.Failed() {
-		t.Logf("log of edge-3:\n%s", tail(e.log(), 60))
-	}
 	if err := e.stop(); err != nil {
 		t.Error(err)
+	}
+	if t.Failed() {
+		t.Logf("log of edge-3:\n%s", tail(e.log(), 60))
 	}
 	if out, err := e.cleanup(context.Background()); err != nil {
 		t.Errorf("cleanup: %v: %s", err, out)
@@ -202,13 +203,15 @@ func (s *site) endEdge3(t *testing.T, e *edge) {
 }
 
 // steadyService is at a node port what the connections lead to that outlive restarts.
-const steadyService = `
+func steadyService(nodePort int) string {
+	return fmt.Sprintf(`
 apiVersion: v1
 kind: Service
 metadata: {name: steady}
-spec: {type: NodePort, selector: {app: plain}, ports: [{port: 80, targetPort: 9376, nodePort: 30087}]}
+spec: {type: NodePort, selector: {app: plain}, ports: [{port: 80, targetPort: 9376, nodePort: %d}]}
 ---
-`
+`, nodePort)
+}
 
 // A flow is one L4 connection through the edge, kept open.
 type flow struct {
@@ -216,13 +219,13 @@ type flow struct {
 	reader *bufio.Reader
 }
 
-func (s *site) longConnection(t *testing.T, e *edge) *flow {
+func (s *site) longConnection(t *testing.T, e *edge, port uint16) *flow {
 	t.Helper()
 	f := new(flow)
 	cluster.Eventually(t, 10*time.Second, func() (err error) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		f.Conn, err = s.client().DialContext(ctx, "tcp", e.host.Addr.String()+":30087")
+		f.Conn, err = s.client().DialContext(ctx, "tcp", netip.AddrPortFrom(e.host.Addr, port).String())
 		return err
 	})
 	t.Cleanup(func() { _ = f.Close() })
