@@ -37,7 +37,7 @@ lint: ## golangci-lint with .golangci.yml
 	go run $(LINT) run
 
 golden: ## accept what the code now renders as the golden files (then read the diff)
-	go test ./rules ./watcher/translate -update
+	go test ./rules ./watcher/translate ./cmd/sallyport/explain -update
 
 bench: ## Go benchmarks: translation, rules, route table, proxy
 	go test -run '^$$' -bench . -benchmem ./...

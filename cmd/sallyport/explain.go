@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"net/url"
 	"time"
 
@@ -54,15 +55,28 @@ func (e *edge) explainOptions() explain.Options {
 		EdgeAddresses:     e.pipeline.options.OwnAddresses,
 		NodePortAddresses: c.L4.NodePortAddresses,
 		Pools:             c.Pools,
-		ListenPorts:       map[uint16]string{c.Edge.Admin.Address.Port(): "admin"},
 		Dataplane:         c.L4.Dataplane,
 		Now:               time.Now(),
 	}
+	if a := c.Edge.Admin.Address; !a.Addr().IsLoopback() { // on loopback, no connection from outside leads to it
+		o.ListenPorts = map[uint16]string{a.Port(): "admin"}
+	}
 	if c.L7.Enabled {
 		o.HTTPPort, o.HTTPSPort = c.L7.HTTPPort, c.L7.HTTPSPort
+		o.L7Addresses = l7Addresses(c)
 	}
 	if c.L4.Dataplane == config.DataplaneUserspace && len(o.EdgeAddresses) == 0 {
 		o.EdgeAddresses = hosts(c.L4.NodePortAddresses)
 	}
 	return o
+}
+
+// l7Addresses are those that HTTP is served on; none means every address.
+func l7Addresses(c config.Config) (list []netip.Addr) {
+	for _, text := range c.L7.Addresses {
+		if a, err := netip.ParseAddr(text); err == nil && !a.IsUnspecified() {
+			list = append(list, a)
+		}
+	}
+	return list
 }
