@@ -164,7 +164,7 @@ func TestDrainTimeIsForWhatWasThereBefore(t *testing.T) {
 	})
 	sockets := inherited{}
 	defer sockets.close()
-	e := start(t, Options{Listen: sockets.listen, DrainTime: 300 * time.Millisecond})
+	e := start(t, Options{Listen: sockets.listen, DrainTime: 2 * time.Second})
 	e.serve(t, map[string][]string{" /": {addr}})
 	before := dial(t, e)
 	before.send("GET /before HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -247,7 +247,7 @@ func TestCloseNotify(t *testing.T) {
 		{"truncated, for an HTTP/1.0 client", "GET / HTTP/1.0\r\nHost: a\r\n\r\n", chunked, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			e, _ := secure(t, Options{IdleTimeout: 100 * time.Millisecond, HeaderTimeout: 300 * time.Millisecond},
+			e, _ := secure(t, Options{IdleTimeout: 100 * time.Millisecond, HeaderTimeout: time.Second},
 				rawBackend(t, func(c net.Conn, br *bufio.Reader) {
 					readBlock(br)
 					io.WriteString(c, tt.response)

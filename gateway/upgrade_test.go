@@ -221,12 +221,12 @@ func TestTunnelIdleTimeout(t *testing.T) {
 		_, err := io.Copy(io.Discard, br)
 		ended <- err
 	})
-	overBoth(t, Options{UpgradeIdleTimeout: 300 * time.Millisecond}, addr, func(t *testing.T, e *edge, c *client) {
+	overBoth(t, Options{UpgradeIdleTimeout: time.Second}, addr, func(t *testing.T, e *edge, c *client) {
 		c.send(askForChat)
 		c.upgraded()
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
-		for range 20 {
+		for range 30 {
 			<-tick.C
 			c.send("ping")
 		}
@@ -311,7 +311,7 @@ func TestDrainCutsTunnels(t *testing.T) {
 		_, err := io.Copy(c, br)
 		saw <- err
 	})
-	overBoth(t, Options{DrainTime: time.Second}, addr, func(t *testing.T, e *edge, c *client) {
+	overBoth(t, Options{DrainTime: 2 * time.Second}, addr, func(t *testing.T, e *edge, c *client) {
 		c.send(askForChat)
 		c.upgraded()
 		stopped := make(chan bool)
