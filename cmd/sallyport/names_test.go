@@ -11,13 +11,17 @@ import (
 
 // TestEveryNameUnderSallyportIOIsDocumented holds the annotations and classes of CONFIGURATION.md to the code.
 func TestEveryNameUnderSallyportIOIsDocumented(t *testing.T) {
-	files, err := filepath.Glob("../../watcher/translate/*.go")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no sources found: %v", err)
+	var files []string
+	for _, folder := range []string{"translate", "status", "model"} {
+		found, err := filepath.Glob("../../watcher/" + folder + "/*.go")
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no sources found in %s: %v", folder, err)
+		}
+		files = append(files, found...)
 	}
 	files = slices.DeleteFunc(files, func(f string) bool { return strings.HasSuffix(f, "_test.go") })
-	code := namesIn(t, `"(sallyport\.io/[a-z-]+)"`, files...)
-	docs := namesIn(t, "`(sallyport\\.io/[a-z-]+)`", "../../deploy/CONFIGURATION.md")
+	code := namesIn(t, `"(sallyport\.io/[A-Za-z-]+)"`, files...)
+	docs := namesIn(t, "`(sallyport\\.io/[A-Za-z-]+)`", "../../deploy/CONFIGURATION.md")
 	if len(code) < 3 || !slices.Equal(code, docs) {
 		t.Errorf("the code has %v, CONFIGURATION.md %v", code, docs)
 	}
