@@ -10,11 +10,14 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"sallyport/bench/lab/agent"
+	"sallyport/bench/lab/badhttp"
+	"sallyport/bench/lab/wsecho"
 )
 
 func main() {
@@ -25,10 +28,25 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	if err := newCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "lab:", err)
+	command := newCommand()
+	if image := imageCommand(filepath.Base(os.Args[0])); image != nil {
+		command = image
+	}
+	if err := command.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, command.Name()+":", err)
 		os.Exit(1)
 	}
+}
+
+// imageCommand returns the program of one of cluster.OwnImages, which this program plays when it is run under that name.
+func imageCommand(name string) *cobra.Command {
+	switch name {
+	case "badhttp":
+		return badhttp.Command()
+	case "websocket":
+		return wsecho.Command()
+	}
+	return nil
 }
 
 func newCommand() *cobra.Command {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -123,4 +124,49 @@ func getTLS(host *Host, url string, config *tls.Config) string {
 		return err.Error()
 	}
 	return fmt.Sprintf("%d: %s", response.StatusCode, body)
+}
+
+// ownImages has a pod of each image that the lab's own program plays, and a volume from a Secret that comes late.
+const ownImages = `
+apiVersion: v1
+kind: Pod
+metadata: {name: badhttp}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: badhttp, image: badhttp, readinessProbe: {httpGet: {path: /ok, port: 8080}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: websocket}
+spec:
+  terminationGracePeriodSeconds: 0
+  volumes: [{name: key, secret: {secretName: late}}]
+  containers:
+  - name: websocket
+    image: websocket
+    args: [--listen, ":80"]
+    volumeMounts: [{name: key, mountPath: /etc/lab-test/key}]
+    readinessProbe: {exec: {command: [grep, open, /etc/lab-test/key/word]}}
+`
+
+func TestOwnImagesAndVolumes(t *testing.T) {
+	c := lab.Cluster(t)
+	ns := c.Namespace(t)
+	c.Apply(t, ns, ownImages)
+	Eventually(t, 20*time.Second, func() error {
+		got := c.Kubectl(t, "get", "pod", "websocket", "-n", ns, "-o", "jsonpath={.status.containerStatuses[0].state.waiting}")
+		if !strings.Contains(got, "CreateContainerConfigError") || !strings.Contains(got, `secrets \"late\" not found`) {
+			return fmt.Errorf("pod websocket waits for %q", got)
+		}
+		return nil
+	})
+	c.Kubectl(t, "create", "secret", "generic", "late", "-n", ns, "--from-literal=word=shut")
+	c.Kubectl(t, "wait", "pod/websocket", "-n", ns, "--for=jsonpath={.status.phase}=Running", "--timeout=30s")
+	c.Kubectl(t, "patch", "secret", "late", "-n", ns, "-p", `{"stringData":{"word":"open"}}`)
+	c.Kubectl(t, "wait", "pod/websocket", "pod/badhttp", "-n", ns, "--for=condition=Ready", "--timeout=30s")
+	ip := netip.MustParseAddr(c.Kubectl(t, "get", "pod", "websocket", "-n", ns, "-o", "jsonpath={.status.podIP}"))
+	if got, err := get(c.Host("node-1"), ip, 80); got != "websocket" {
+		t.Errorf("the pod says %q, %v", got, err)
+	}
 }

@@ -73,13 +73,32 @@ func (c *Cluster) WaitAPI(ctx context.Context) error {
 	return nil
 }
 
+// ensureProgram builds the lab's own program if it was not given, and gives it the names of the images that it plays.
 func (c *Cluster) ensureProgram(ctx context.Context) error {
-	if c.lab != "" {
-		return nil
+	if c.lab == "" {
+		c.lab = filepath.Join(c.dir, "lab")
+		if err := build.Command(ctx, build.LabCommand, c.lab); err != nil {
+			return err
+		}
 	}
-	c.lab = filepath.Join(c.dir, "lab")
-	return build.Command(ctx, build.LabCommand, c.lab)
+	folder := filepath.Join(c.dir, "images")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		return err
+	}
+	for _, name := range OwnImages() {
+		if c.images[name] != "" { // Options has another
+			continue
+		}
+		c.images[name] = filepath.Join(folder, name)
+		if err := os.Symlink(c.lab, c.images[name]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// OwnImages lists the images that the lab's own program plays when it is run under their name.
+func OwnImages() []string { return []string{"badhttp", "websocket"} }
 
 // startNodes starts an agent and a kube-proxy for each node and waits until pods can run and be reached.
 func (c *Cluster) startNodes(ctx context.Context) error {
