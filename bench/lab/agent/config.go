@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -61,9 +62,7 @@ func (r *configReader) get(ctx context.Context, kind, name string) (map[string][
 	for key, value := range m.Data {
 		data[key] = []byte(value)
 	}
-	for key, value := range m.BinaryData {
-		data[key] = value
-	}
+	maps.Copy(data, m.BinaryData)
 	return data, nil
 }
 

@@ -130,7 +130,7 @@ func (s *kubeletServer) containerLogs(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	out := flushWriter{w, http.NewResponseController(w)}
-	if _, err := out.Write(nil); err == nil { // the header goes before the first line comes
+	if _, err = out.Write(nil); err == nil { // the header goes before the first line comes
 		err = run.write(r.Context(), out, file.path, options)
 	}
 	if err != nil && r.Context().Err() == nil {

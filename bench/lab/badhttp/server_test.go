@@ -55,15 +55,23 @@ const (
 	rst  = "rst"
 )
 
-// quiet is how long nothing must come for a connection to count as open.
-const quiet = 150 * time.Millisecond
+const (
+	// quiet is how long nothing must come for a connection to count as open.
+	quiet = 150 * time.Millisecond
+	// patience is how long what is expected may take to come.
+	patience = 10 * time.Second
+)
 
-// read returns all that comes, and how it ends.
-func read(t *testing.T, conn net.Conn) (answer, end string) {
+// read returns all that comes, and how it ends. It waits for what is expected, and only then for silence.
+func read(t *testing.T, conn net.Conn, want, wantEnd string) (answer, end string) {
 	t.Helper()
 	var got bytes.Buffer
 	for {
-		if err := conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
+		limit := patience
+		if wantEnd == open && matches(got.String(), want) {
+			limit = quiet
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
 			t.Fatal(err)
 		}
 		_, err := io.CopyN(&got, conn, 1)
@@ -168,7 +176,7 @@ func TestBehaviours(t *testing.T) {
 			if strings.HasPrefix(tt.request, "POST") {
 				request = strings.Replace(tt.request, "%s", tt.path, 1)
 			}
-			got, end := read(t, dial(t, address, request))
+			got, end := read(t, dial(t, address, request), tt.want, tt.end)
 			if !matches(got, tt.want) || end != tt.end {
 				t.Errorf("got  %.300q, then %s\nwant %.300q, then %s", got, end, tt.want, tt.end)
 			}
@@ -214,20 +222,21 @@ func TestConnectionStays(t *testing.T) {
 	address := serve(t, s)
 	conn := dial(t, address, "POST /early-drain HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody"+
 		strings.Repeat("GET /ok?size=8 HTTP/1.1\r\nHost: a\r\n\r\n", 2)+"GET /count?path=/ok HTTP/1.1\r\nHost: a\r\n\r\n")
-	got, end := read(t, conn)
-	if !matches(got, refused+"…"+okBody+"HTTP/1.1 200 OK\r\n…"+okBody+"…\r\n\r\n2\n") || end != open {
+	want := refused + "…" + okBody + "HTTP/1.1 200 OK\r\n…" + okBody + "…\r\n\r\n2\n"
+	if got, end := read(t, conn, want, open); !matches(got, want) || end != open {
 		t.Errorf("got %q, then %s", got, end)
 	}
 	conn = dial(t, address, strings.Replace(upload, "%s", "/ok?size=8", 1))
-	if got, _ := read(t, conn); got != "HTTP/1.1 100 Continue\r\n\r\n" {
+	want = "HTTP/1.1 100 Continue\r\n\r\n"
+	if got, _ := read(t, conn, want, open); got != want {
 		t.Errorf("a client that waits for 100 gets %q", got)
 	}
 }
 
 func TestOnly(t *testing.T) {
 	address := serve(t, &Server{Only: "/garbage"})
-	got, _ := read(t, dial(t, address, "GET /shop HTTP/1.1\r\nHost: a\r\n\r\n"))
-	if want := "\x00\x01\x02\x03 this is not HTTP\r\n\r\n"; got != want {
+	want := "\x00\x01\x02\x03 this is not HTTP\r\n\r\n"
+	if got, _ := read(t, dial(t, address, "GET /shop HTTP/1.1\r\nHost: a\r\n\r\n"), want, open); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -83,7 +83,7 @@ func echo(w http.ResponseWriter, r *http.Request, host string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.CloseNow()
+	defer func() { _ = conn.CloseNow() }() // fails if it is closed already
 	conn.SetReadLimit(maxMessage)
 	for {
 		kind, message, err := conn.Read(r.Context())
