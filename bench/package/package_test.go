@@ -38,6 +38,8 @@ metadata: {name: web, namespace: default, annotations: {kubernetes.io/ingress.cl
 spec: {rules: [{host: web.example.com, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {name: http}}}}]}}]}
 `
 
+const dropIns = "/etc/systemd/system/sallyport.service.d"
+
 const configuration = `
 reach: pods # there is no kube-proxy that would answer on the node
 loadBalancer: {ipAddressPools: [{name: public, addresses: [203.0.113.0/28]}]}
@@ -131,7 +133,7 @@ func (m *machine) credentials(user string, capabilities uint64) {
 	m.t.Helper()
 	mask := fmt.Sprintf("%016x", capabilities)
 	want := strings.Join([]string{"Uid: " + m.sh("id -u "+user), "CapPrm: " + mask, "CapBnd: " + mask, "NoNewPrivs: 1", "Seccomp: 2"}, "\n")
-	got := m.sh(`awk '$1 ~ /^(Uid|CapPrm|CapBnd|NoNewPrivs|Seccomp):$/ { print $1, $2 }' /proc/$(systemctl show --value --property MainPID sallyport)/status`)
+	got := m.sh(`awk '$1 ~ /^(Uid|CapPrm|CapBnd|NoNewPrivs|Seccomp):$/ { print $1, $2 }' /proc/` + m.property("MainPID") + `/status`)
 	if got != want {
 		m.t.Errorf("the process has\n%s\nwant\n%s", got, want)
 	}
@@ -140,7 +142,7 @@ func (m *machine) credentials(user string, capabilities uint64) {
 // dropIn installs one of the package's examples, as it says itself.
 func (m *machine) dropIn(name string) {
 	m.t.Helper()
-	m.sh("install -D -m 644 -t /etc/systemd/system/sallyport.service.d /usr/share/doc/sallyport/examples/systemd/" + name + ".conf && systemctl daemon-reload")
+	m.sh("install -D -m 644 -t " + dropIns + " /usr/share/doc/sallyport/examples/systemd/" + name + ".conf && systemctl daemon-reload")
 }
 
 func (m *machine) serves() {
@@ -187,7 +189,7 @@ func cut(err error) bool {
 
 // hang stops the process by a signal, so that it no longer tells systemd that it is alive.
 func (m *machine) hang() {
-	const impatient = "/etc/systemd/system/sallyport.service.d/impatient.conf"
+	const impatient = dropIns + "/impatient.conf"
 	m.write(impatient, "[Service]\nWatchdogSec=1s\n")
 	m.sh("systemctl daemon-reload && systemctl restart sallyport")
 	old := m.property("MainPID")
@@ -232,7 +234,7 @@ func (m *machine) stop() {
 
 // wait has the unit as the package installs it, and a kubeconfig of a server that refuses connections.
 func (m *machine) wait() {
-	m.sh("systemctl stop sallyport && rm -r /etc/systemd/system/sallyport.service.d /etc/sallyport/sallyport.yaml && systemctl daemon-reload")
+	m.sh("systemctl stop sallyport && rm -r " + dropIns + " /etc/sallyport/sallyport.yaml && systemctl daemon-reload")
 	m.sh("dpkg --install --force-confmiss /srv/*.deb")
 	m.write("/etc/sallyport/kubeconfig", kubeconfig)
 	m.sh("chgrp sallyport /etc/sallyport/kubeconfig && chmod 640 /etc/sallyport/kubeconfig && systemctl start sallyport")
@@ -263,7 +265,7 @@ func (m *machine) legacy() {
 	if rules := m.sh("iptables-legacy-save"); !strings.Contains(rules, "SALLY-") {
 		m.t.Errorf("no rules in legacy: %s", rules)
 	}
-	m.sh("rm /etc/systemd/system/sallyport.service.d/legacy.conf && systemctl daemon-reload")
+	m.sh("rm " + dropIns + "/legacy.conf && systemctl daemon-reload")
 }
 
 func (m *machine) userspace() {
@@ -275,7 +277,7 @@ func (m *machine) userspace() {
 	if err := get(m.outside.HTTPClient(), "http://"+machineAddress+":30080/", ""); err != nil {
 		m.t.Error(err)
 	}
-	m.sh("systemctl stop sallyport && rm /etc/systemd/system/sallyport.service.d/userspace.conf && systemctl daemon-reload && ip route del 10.244.1.0/24")
+	m.sh("systemctl stop sallyport && ip route del 10.244.1.0/24 && rm " + dropIns + "/userspace.conf && systemctl daemon-reload")
 	m.write("/etc/sallyport/sallyport.yaml", configuration)
 	m.sh("systemctl start sallyport")
 	m.serves()
@@ -296,7 +298,7 @@ func (m *machine) remove() {
 }
 
 func (m *machine) purge(before []string) {
-	m.sh("dpkg --purge sallyport && rm -r /etc/systemd/system/sallyport.service.d && systemctl daemon-reload")
+	m.sh("dpkg --purge sallyport && rm -r " + dropIns + " && systemctl daemon-reload")
 	for _, line := range m.inventory() {
 		if _, known := slices.BinarySearch(before, line); !known {
 			m.t.Errorf("left behind: %s", line)
@@ -308,8 +310,13 @@ func (m *machine) purge(before []string) {
 // units that systemd knows, ordered.
 func (m *machine) inventory() []string {
 	m.t.Helper()
-	files := m.sh("find / /run -xdev ! -path '/proc/*' ! -path '/sys/*' ! -path '/var/log/*' ! -path '/run/log/*' ! -path '/var/cache/*' ! -path '/var/lib/dpkg/*' ! -path '/tmp/*' ! -name xtables.lock ! -name agetty.reload")
-	names := m.sh("getent passwd; getent group; systemctl list-unit-files --no-legend; systemctl list-units --all --plain --no-legend | grep sally || true")
+	find := "find / /run -xdev ! -name xtables.lock ! -name agetty.reload"
+	for _, folder := range []string{"/proc", "/sys", "/tmp", "/run/log", "/var/log", "/var/cache", "/var/lib/dpkg"} {
+		find += " ! -path '" + folder + "/*'"
+	}
+	files := m.sh(find)
+	names := m.sh("getent passwd; getent group; systemctl list-unit-files --no-legend")
+	names += "\n" + m.sh("systemctl list-units --all --plain --no-legend | grep sally || true")
 	lines := strings.Split(files+"\n"+names, "\n")
 	slices.Sort(lines)
 	return lines
