@@ -10,7 +10,8 @@ import (
 )
 
 // Client returns the configuration of a client that always goes to the API server that is being watched, with the
-// credentials that the kubeconfig has at the time of each request.
+// credentials that the kubeconfig has at the time of each request. Its requests wait while that one is away, and never
+// reach another cluster's.
 func (a *API) Client() (*rest.Config, error) {
 	server, err := a.current.Load().url()
 	if err != nil {
@@ -45,5 +46,5 @@ func (f following) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.URL.Scheme, r.URL.Host, r.Host = server.Scheme, server.Host, ""
 	r.URL.Path = strings.TrimSuffix(server.Path, "/") + r.URL.Path
-	return c.base.RoundTrip(r)
+	return c.transport.RoundTrip(r)
 }

@@ -34,6 +34,7 @@ func TestClientFollowsTheConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	version := func() {
+		a.current.Load().gate.pass()
 		if _, err := client.Discovery().ServerVersion(); err != nil {
 			t.Fatal(err)
 		}

@@ -23,15 +23,15 @@ import (
 
 // A connection is an API server by one kubeconfig, with its own informers. A kubeconfig that changes makes another one.
 type connection struct {
-	o        Options
-	config   *rest.Config
-	base     http.RoundTripper // config's, for requests that are not the informers'
-	client   kubernetes.Interface
-	identity *identity // shared by an API's connections
-	gate     *gate
-	health   health
-	kinds    []*kind
-	secrets  secrets
+	o         Options
+	config    *rest.Config
+	transport http.RoundTripper
+	client    kubernetes.Interface
+	identity  *identity // shared by an API's connections
+	gate      *gate
+	health    health
+	kinds     []*kind
+	secrets   secrets
 	// patience is how long a kind must be refused before it is denied: denialPatience, but for tests.
 	patience time.Duration
 	// complete is set when there were Objects for the first time.
@@ -62,9 +62,8 @@ func newConnection(config *rest.Config, o Options, id *identity) (*connection, e
 	if err != nil {
 		return nil, fmt.Errorf("make a client for %s: %w", config.Host, err)
 	}
-	c.base = base
-	// The outermost, because an exec plugin can fail too.
-	client, err := kubernetes.NewForConfigAndClient(config, &http.Client{Transport: observed{base, c}, Timeout: config.Timeout})
+	c.transport = observed{base, c} // the outermost, because an exec plugin can fail too
+	client, err := kubernetes.NewForConfigAndClient(config, &http.Client{Transport: c.transport, Timeout: config.Timeout})
 	if err != nil {
 		return nil, fmt.Errorf("make a client for %s: %w", config.Host, err)
 	}

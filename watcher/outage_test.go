@@ -1,6 +1,8 @@
 package watcher
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -8,6 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 )
 
 // TestAPIOutage has the API server go away for a while.
@@ -134,6 +138,7 @@ func TestAPIOtherCluster(t *testing.T) {
 	if got := names(a); got != "a" {
 		t.Errorf("got %q", got)
 	}
+	expectNoAnswer(t, a)
 	for _, request := range s.asked() {
 		if request != "/api/v1/namespaces metadata.name=kube-system" {
 			t.Errorf("the other cluster was asked for %s", request)
@@ -144,6 +149,24 @@ func TestAPIOtherCluster(t *testing.T) {
 	}
 	s.become("one")
 	eventually(t, changes, "no conflict", func() bool { c, _ := a.Objects(); return !c.Stale && c.Conflict == "" && names(a) == "a b" })
+}
+
+// expectNoAnswer has another client of the API ask for something.
+func expectNoAnswer(t *testing.T, a *API) {
+	t.Helper()
+	config, err := a.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
 }
 
 // TestKubeconfigOfOtherCluster puts another cluster into the kubeconfig: the old connection stays, and it is told.

@@ -143,6 +143,7 @@ func TestSlowSecretHoldsBackForASecond(t *testing.T) {
 	a := withSecrets(t, s, SecretsNamed)
 	changes := start(t, a)
 	eventually(t, changes, "complete", ready(a))
+	eventually(t, tick(t), "all is being watched", func() bool { return a.Health().Up })
 	s.change(false, func() { s.hanging = true })
 	s.putIngress("one", "a")
 	eventually(t, changes, "held back", func() bool { return !ready(a)() })
