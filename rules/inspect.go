@@ -242,7 +242,7 @@ const firewalldTable = "firewalld"
 func (i *inspection) firewalls() {
 	firewalld := slices.ContainsFunc(i.chains, func(c baseChain) bool { return c.table == firewalldTable })
 	if firewalld || i.has("FWDI_") || i.has("IN_public") {
-		i.openPorts("firewalld", "Active. It lets pass what is forwarded by DNAT, so NodePorts and VIPs need nothing.",
+		i.openPorts("firewalld", "Active. It lets pass what is forwarded by DNAT, so NodePorts and VIPs need nothing (unless firewalld.conf says StrictForwardPorts=yes).",
 			"firewall-cmd --permanent --add-port=%s/tcp && firewall-cmd --reload", "/tcp --add-port=")
 	}
 	if i.has("ufw-") {
