@@ -13,15 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// legacyInterval is how often iptables-legacy's tables, which the kernel tells nothing of, are looked at.
-const legacyInterval = 5 * time.Second
+// legacyInterval is how often iptables-legacy's tables, which the kernel tells nothing of, are looked at; legacyPause is the
+// most that is waited after a look which took long.
+const (
+	legacyInterval = time.Second
+	legacyPause    = 5 * time.Second
+)
 
 // Watch calls changed when something changes the machine's networks or our rules under us, until ctx ends: a link that goes
 // down takes the routes to pods along, address configuration removes routes that it did not make, a node's network may
 // come up after Sallyport, a firewall's reload flushes tables, someone turns forwarding off. Reconcile, which may run meanwhile, then makes
 // good what is lost. Changes of Reconcile's own can be among those reported, except for its rules.
 //
-// Changes of rules are noticed at once with nft, and within 5 seconds with legacy.
+// Changes of rules are noticed at once with nft, with legacy within a second, or 5 where others change theirs all the time.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	g, ctx := errgroup.WithContext(ctx)
 	networks, err := nl.Subscribe(unix.NETLINK_ROUTE,

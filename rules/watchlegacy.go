@@ -41,18 +41,21 @@ func sizeOf(table string) (tableSize, error) {
 	return s, nil
 }
 
-// followLegacy looks at the tables from time to time until ctx ends.
+// followLegacy looks at the tables from time to time until ctx ends. That takes microseconds, but where others change
+// their rules all the time, each look reads a table.
 func (k *Kernel) followLegacy(ctx context.Context, changed func()) {
-	ticker := time.NewTicker(k.legacyInterval)
-	defer ticker.Stop()
+	timer := time.NewTimer(k.legacyInterval)
+	defer timer.Stop()
 	failed := ""
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
 		}
+		start := time.Now()
 		drifted, err := k.lookAtLegacy(ctx)
+		timer.Reset(min(max(k.legacyInterval, 20*time.Since(start)), legacyPause))
 		if err != nil && err.Error() != failed && ctx.Err() == nil {
 			k.log.ErrorContext(ctx, "changes of rules by others are not noticed", "err", err)
 		}
