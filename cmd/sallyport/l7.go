@@ -10,20 +10,21 @@ import (
 func (e *edge) newL7() error {
 	c := e.config.L7
 	o := gateway.Options{
-		Addresses:       c.HTTPAddresses(),
-		TLSAddresses:    c.HTTPSAddresses(),
-		TLSMinVersion:   c.MinTLSVersion(),
-		RedirectPort:    c.HTTPSPort,
-		Hold:            startTime,
-		TrustedProxies:  c.TrustedProxies,
-		MaxHeaderBytes:  c.MaxRequestHeaderBytes,
-		HeaderTimeout:   c.RequestHeaderTimeout,
-		IdleTimeout:     c.IdleTimeout,
-		ConnectTimeout:  c.ConnectTimeout,
-		ResponseTimeout: c.ResponseHeaderTimeout,
-		DrainTime:       c.DrainTime,
-		Log:             e.log,
-		Metrics:         e.registry,
+		Addresses:          c.HTTPAddresses(),
+		TLSAddresses:       c.HTTPSAddresses(),
+		TLSMinVersion:      c.MinTLSVersion(),
+		RedirectPort:       c.HTTPSPort,
+		Hold:               startTime,
+		TrustedProxies:     c.TrustedProxies,
+		MaxHeaderBytes:     c.MaxRequestHeaderBytes,
+		HeaderTimeout:      c.RequestHeaderTimeout,
+		IdleTimeout:        c.IdleTimeout,
+		ConnectTimeout:     c.ConnectTimeout,
+		ResponseTimeout:    c.ResponseHeaderTimeout,
+		DrainTime:          c.DrainTime,
+		UpgradeIdleTimeout: c.UpgradeIdleTimeout,
+		Log:                e.log,
+		Metrics:            e.registry,
 	}
 	if e.sockets != nil {
 		o.Listen = e.sockets.listen

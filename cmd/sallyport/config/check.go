@@ -95,7 +95,7 @@ func (c *Config) checkL7(p *problems) {
 	}{
 		{"l7.requestHeaderTimeout", c.L7.RequestHeaderTimeout}, {"l7.idleTimeout", c.L7.IdleTimeout},
 		{"l7.connectTimeout", c.L7.ConnectTimeout}, {"l7.responseHeaderTimeout", c.L7.ResponseHeaderTimeout},
-		{"l7.drainTime", c.L7.DrainTime},
+		{"l7.upgradeIdleTimeout", c.L7.UpgradeIdleTimeout}, {"l7.drainTime", c.L7.DrainTime},
 	} {
 		if d.value <= 0 {
 			p.add(d.key, "%v is not a time to wait: give a positive duration such as 10s", d.value)

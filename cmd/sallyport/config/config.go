@@ -104,6 +104,7 @@ type L7 struct {
 	IdleTimeout           time.Duration  `yaml:"idleTimeout"`
 	ConnectTimeout        time.Duration  `yaml:"connectTimeout"`
 	ResponseHeaderTimeout time.Duration  `yaml:"responseHeaderTimeout"`
+	UpgradeIdleTimeout    time.Duration  `yaml:"upgradeIdleTimeout"`
 	DrainTime             time.Duration  `yaml:"drainTime"`
 }
 
@@ -165,6 +166,7 @@ func Default() Config {
 			IdleTimeout:           60 * time.Second,
 			ConnectTimeout:        5 * time.Second,
 			ResponseHeaderTimeout: 60 * time.Second,
+			UpgradeIdleTimeout:    time.Hour,
 			DrainTime:             10 * time.Second,
 		},
 		Status: Status{Enabled: true, LeaseNamespace: "sallyport"},
