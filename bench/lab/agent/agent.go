@@ -37,7 +37,8 @@ type Config struct {
 	Kubeconfig string
 	// Kubelet is how the kubelet's API is served at NodeIP (see [KubeletTLS]); nil for not at all.
 	Kubelet *tls.Config
-	// Dir is a directory of this node alone. Dir/pods/NAMESPACE_NAME_UID/CONTAINER.log takes a container's output.
+	// Dir is a directory of this node alone. Dir/pods/NAMESPACE_NAME_UID/CONTAINER.log takes a container's output; volumes
+	// are beside it. [RemoveDir] removes what an agent that was killed left there.
 	Dir string
 	// Images maps the bare name of an image (see [ImageName]) to the path of its program.
 	Images map[string]string

@@ -139,11 +139,14 @@ func (w *podWorker) keepVolumes(ctx context.Context) {
 	if !slices.ContainsFunc(w.spec.Volumes, func(v corev1.Volume) bool { return v.EmptyDir == nil && !strings.HasPrefix(v.Name, tokenVolume) }) {
 		return
 	}
-	reported := ""
+	reported := fmt.Sprint(error(nil))
 	for sleep(ctx, refreshInterval) {
 		err := within(ctx, func(ctx context.Context) error { return w.volumes.refresh(ctx, w.contents()) })
-		if text := fmt.Sprint(err); err != nil && text != reported && ctx.Err() == nil {
-			reported = text
+		if fmt.Sprint(err) == reported || ctx.Err() != nil {
+			continue
+		}
+		reported = fmt.Sprint(err)
+		if err != nil {
 			w.event(corev1.EventTypeWarning, "FailedMount", "Volumes cannot be brought up to date: %v", err)
 		}
 	}

@@ -67,6 +67,7 @@ type Cluster struct {
 	programs build.Programs
 	images   map[string]string
 	running  map[string]*program
+	ca       *authority
 
 	nodeMonitorGrace, evictAfter time.Duration
 

@@ -7,11 +7,13 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -175,6 +177,29 @@ func TestKubeconfigWorksEverywhereAndForBothUsers(t *testing.T) {
 	}
 }
 
+// A credential that expires is refused from then on, on connections that are open too.
+func TestKubeconfigOfAUserExpires(t *testing.T) {
+	c := lab.Cluster(t)
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := c.WriteKubeconfig(path, "joe", 3*time.Second, "system:masters"); err != nil {
+		t.Fatal(err)
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := kubernetes.NewForConfigOrDie(config).CoreV1().Nodes()
+	if _, err := nodes.List(t.Context(), metav1.ListOptions{}); err != nil {
+		t.Errorf("before: %v", err)
+	}
+	Eventually(t, 10*time.Second, func() error {
+		if _, err := nodes.List(t.Context(), metav1.ListOptions{}); !apierrors.IsUnauthorized(err) {
+			return fmt.Errorf("got %v, want 401", err)
+		}
+		return nil
+	})
+}
+
 // readiness returns a condition: the node is Ready, or is not.
 func readiness(t *testing.T, c *Cluster, name string, want bool) func() error {
 	return func() error {
@@ -277,10 +302,11 @@ kind: Pod
 metadata: {name: stranger}
 spec:
   terminationGracePeriodSeconds: 0
+  initContainers: [{name: first, image: agnhost, command: [echo, my last words]}]
   containers: [{name: a, image: example.com/unknown:1}]
 `)
 	Eventually(t, 10*time.Second, func() error {
-		if got := c.Diagnose(t.Context(), ns); !strings.Contains(got, "pod stranger on") || !strings.Contains(got, `image "example.com/unknown:1"`) {
+		if got := c.Diagnose(t.Context(), ns); !strings.Contains(got, "pod stranger on") || !strings.Contains(got, "my last words") || !strings.Contains(got, `image "example.com/unknown:1"`) {
 			return fmt.Errorf("the pod or the reason is missing in:\n%s", got)
 		}
 		return nil

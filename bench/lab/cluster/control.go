@@ -41,11 +41,11 @@ const (
 func (c *Cluster) pki(name string) string { return filepath.Join(c.dir, "pki", name) }
 
 // writeCredentials makes the lab's keys, certificates and kubeconfig.
-func (c *Cluster) writeCredentials() error {
-	ca, err := newAuthority()
-	if err != nil {
+func (c *Cluster) writeCredentials() (err error) {
+	if c.ca, err = newAuthority(); err != nil {
 		return err
 	}
+	ca := c.ca
 	names := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"}
 	serverCert, serverKey, err := ca.server(names, []net.IP{
 		c.network.API.AsSlice(), net.ParseIP(kubernetesServiceIP), net.IPv4(127, 0, 0, 1),
@@ -53,11 +53,11 @@ func (c *Cluster) writeCredentials() error {
 	if err != nil {
 		return err
 	}
-	adminCert, adminKey, err := ca.client("kubernetes-admin", "system:masters")
+	adminCert, adminKey, err := ca.client("kubernetes-admin", validity, "system:masters")
 	if err != nil {
 		return err
 	}
-	kubeletClientCert, kubeletClientKey, err := ca.client("kube-apiserver-kubelet-client", "system:masters")
+	kubeletClientCert, kubeletClientKey, err := ca.client("kube-apiserver-kubelet-client", validity, "system:masters")
 	if err != nil {
 		return err
 	}
@@ -80,16 +80,16 @@ func (c *Cluster) writeCredentials() error {
 		return fmt.Errorf("write credentials: %w", err)
 	}
 	for _, h := range c.nodes() {
-		if err := c.writeKubeletCertificate(ca, h); err != nil {
+		if err := c.writeKubeletCertificate(h); err != nil {
 			return err
 		}
 	}
-	return c.writeKubeconfig(ca.pem, adminCert, adminKey, token)
+	return c.writeAdminKubeconfig(adminCert, adminKey, token)
 }
 
 // writeKubeletCertificate makes the certificate with which h's agent serves the kubelet's API.
-func (c *Cluster) writeKubeletCertificate(ca *authority, h *Host) error {
-	cert, key, err := ca.server([]string{h.Name}, []net.IP{h.Addr.AsSlice()})
+func (c *Cluster) writeKubeletCertificate(h *Host) error {
+	cert, key, err := c.ca.server([]string{h.Name}, []net.IP{h.Addr.AsSlice()})
 	if err != nil {
 		return err
 	}
@@ -100,18 +100,37 @@ func (c *Cluster) writeKubeletCertificate(ca *authority, h *Host) error {
 	return nil
 }
 
-func (c *Cluster) writeKubeconfig(ca, cert, key []byte, token string) error {
+// WriteKubeconfig writes the kubeconfig of a user with a client certificate that is good for so long, and has the rights
+// that RBAC gives the user and the groups. The API server looks at the time with every request.
+func (c *Cluster) WriteKubeconfig(path, user string, validFor time.Duration, groups ...string) error {
+	cert, key, err := c.ca.client(user, validFor, groups...)
+	if err != nil {
+		return err
+	}
+	config := c.kubeconfig(user, &clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key})
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		return fmt.Errorf("write kubeconfig of %s: %w", user, err)
+	}
+	return nil
+}
+
+// kubeconfig returns a configuration with one user, in a context of the same name.
+func (c *Cluster) kubeconfig(user string, auth *clientcmdapi.AuthInfo) *clientcmdapi.Config {
 	config := clientcmdapi.NewConfig()
 	config.Clusters["lab"] = &clientcmdapi.Cluster{
 		Server:                   fmt.Sprintf("https://%v:%d", c.network.API, apiPort),
-		CertificateAuthorityData: ca,
+		CertificateAuthorityData: c.ca.pem,
 	}
-	config.AuthInfos[ContextCertificate] = &clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key}
+	config.AuthInfos[user] = auth
+	config.Contexts[user] = &clientcmdapi.Context{Cluster: "lab", AuthInfo: user}
+	config.CurrentContext = user
+	return config
+}
+
+func (c *Cluster) writeAdminKubeconfig(cert, key []byte, token string) error {
+	config := c.kubeconfig(ContextCertificate, &clientcmdapi.AuthInfo{ClientCertificateData: cert, ClientKeyData: key})
 	config.AuthInfos[ContextToken] = &clientcmdapi.AuthInfo{Token: token}
-	for _, name := range []string{ContextCertificate, ContextToken} {
-		config.Contexts[name] = &clientcmdapi.Context{Cluster: "lab", AuthInfo: name}
-	}
-	config.CurrentContext = ContextCertificate
+	config.Contexts[ContextToken] = &clientcmdapi.Context{Cluster: "lab", AuthInfo: ContextToken}
 	if err := clientcmd.WriteToFile(*config, c.Kubeconfig()); err != nil {
 		return fmt.Errorf("write kubeconfig: %w", err)
 	}

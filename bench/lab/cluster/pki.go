@@ -54,10 +54,11 @@ func (a *authority) server(names []string, ips []net.IP) (cert, key []byte, err 
 	})
 }
 
-// client issues a certificate for a Kubernetes user: its name is the common name, its group the organisation.
-func (a *authority) client(user, group string) (cert, key []byte, err error) {
+// client issues a certificate for a Kubernetes user: its name is the common name, its groups the organisations.
+func (a *authority) client(user string, validFor time.Duration, groups ...string) (cert, key []byte, err error) {
 	return a.issue(&x509.Certificate{
-		Subject:     pkix.Name{CommonName: user, Organization: []string{group}},
+		Subject:     pkix.Name{CommonName: user, Organization: groups},
+		NotAfter:    time.Now().Add(validFor),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
@@ -83,7 +84,9 @@ func sign(template *x509.Certificate, a *authority) (*ecdsa.PrivateKey, []byte, 
 		return nil, nil, err
 	}
 	template.NotBefore = time.Now().Add(-time.Hour)
-	template.NotAfter = template.NotBefore.Add(validity)
+	if template.NotAfter.IsZero() {
+		template.NotAfter = template.NotBefore.Add(validity)
+	}
 	parent, signer := template, key
 	if a != nil {
 		parent, signer = a.cert, a.key

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -129,12 +130,13 @@ func (c *Cluster) Kubectl(t testing.TB, args ...string) string {
 	return string(out)
 }
 
-// Diagnose tells what an investigator asks first: the pods of a namespace, its latest events, and what the lab's own
-// programs complained of.
+// Diagnose tells what an investigator asks first: the pods of a namespace, the end of their logs, its latest events, and
+// what the lab's own programs complained of.
 func (c *Cluster) Diagnose(ctx context.Context, namespace string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "--- namespace %s of lab %s\n", namespace, c.name)
 	c.writePods(ctx, &b, namespace)
+	c.writeLogs(&b, namespace)
 	c.writeEvents(ctx, &b, namespace)
 	for _, name := range c.Programs() {
 		if strings.HasPrefix(name, "agent@") {
@@ -159,6 +161,19 @@ func (c *Cluster) writePods(ctx context.Context, b *strings.Builder, namespace s
 			fmt.Fprintf(b, ", %s %s %s %s", condition.Type, condition.Status, condition.Reason, condition.Message)
 		}
 		b.WriteByte('\n')
+	}
+}
+
+// writeLogs writes the end of what the containers of a namespace have printed, by the agents' files.
+func (c *Cluster) writeLogs(b *strings.Builder, namespace string) {
+	logs, err := filepath.Glob(filepath.Join(agentFolder(c.name, "*"), "pods", namespace+"_*", "*.log"))
+	if err != nil {
+		fmt.Fprintf(b, "find logs: %v\n", err)
+	}
+	for _, path := range logs {
+		if text := tail(path); text != "" {
+			fmt.Fprintf(b, "--- end of the log of %s, container %s\n%s\n", filepath.Base(filepath.Dir(path)), filepath.Base(path), text)
+		}
 	}
 }
 
