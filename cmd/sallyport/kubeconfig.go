@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,8 +61,8 @@ the account may not do that an edge does. The token expires: run this again befo
 	s.StringVar(&r.namespace, "namespace", "sallyport", "`namespace` of the ServiceAccount")
 	s.StringVar(&r.account, "serviceaccount", "edge", "`name` of the ServiceAccount")
 	s.DurationVar(&r.duration, "duration", 365*24*time.Hour, "how long the token is to be valid; the API server may grant less")
-	s.StringVarP(&r.output, "output", "o", "", "`file` to write, readable by its owner only (default: standard output)")
-	s.BoolVar(&r.force, "force", false, "replace the file")
+	s.StringVarP(&r.output, "output", "o", "", "`file` to write, mode 0600 (default: standard output)")
+	s.BoolVar(&r.force, "force", false, "replace the file, keeping its owner and group")
 	return cmd
 }
 
@@ -170,7 +171,7 @@ func (r credentialRequest) write(out io.Writer, data []byte) error {
 		return fmt.Errorf("write %s: %w", r.output, err)
 	}
 	_, err = temp.Write(data)
-	err = errors.Join(err, temp.Close())
+	err = errors.Join(err, inherit(temp, r.output), temp.Close())
 	if err == nil {
 		err = os.Rename(temp.Name(), r.output)
 	}
@@ -178,6 +179,22 @@ func (r credentialRequest) write(out io.Writer, data []byte) error {
 		return errors.Join(fmt.Errorf("write %s: %w", r.output, err), os.Remove(temp.Name()))
 	}
 	return nil
+}
+
+// inherit gives a file the owner and group of the one at path, which it is to replace, and lets the group read it if it
+// could: that is how the service reads a file of root's.
+func inherit(file *os.File, path string) error {
+	info, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if old, ok := info.Sys().(*syscall.Stat_t); ok {
+		err = file.Chown(int(old.Uid), int(old.Gid))
+	}
+	return errors.Join(err, file.Chmod(info.Mode().Perm()&0o640))
 }
 
 // loopbackHost is the host of a URL that only the machine itself reaches, or empty.

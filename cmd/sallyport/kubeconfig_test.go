@@ -161,11 +161,27 @@ func TestKubeconfigRefuses(t *testing.T) {
 	if data, err := os.ReadFile(there); string(data) != "precious" {
 		t.Errorf("the file was touched: %q %v", data, err)
 	}
-	if code, _, notes := command(t, "kubeconfig", "--kubeconfig", admin, "--duration", "24h", "-o", there, "--force"); code != 0 {
-		t.Errorf("exit %d with --force: %s", code, notes)
-	}
-	if data, err := os.ReadFile(there); !bytes.Contains(data, []byte("token-for-86400s")) {
-		t.Errorf("the file was not replaced: %q %v", data, err)
+}
+
+func TestKubeconfigIsReplacedForWhoReadTheOldOne(t *testing.T) {
+	admin, _ := startAccounts(t, accountServer{everything}, "")
+	for before, want := range map[os.FileMode]os.FileMode{0o640: 0o640, 0o600: 0o600, 0o664: 0o640} {
+		file := write(t, "edge.kubeconfig", "old")
+		if err := os.Chmod(file, before); err != nil {
+			t.Fatal(err)
+		}
+		if code, _, notes := command(t, "kubeconfig", "--kubeconfig", admin, "--duration", "24h", "-o", file, "--force"); code != 0 {
+			t.Fatalf("exit %d: %s", code, notes)
+		}
+		if data, err := os.ReadFile(file); !bytes.Contains(data, []byte("token-for-86400s")) {
+			t.Errorf("the file was not replaced: %q %v", data, err)
+		}
+		if info, err := os.Stat(file); err != nil || info.Mode() != want {
+			t.Errorf("mode %v of the file became %v, want %v (%v)", before, info.Mode(), want, err)
+		}
+		if left, err := filepath.Glob(file + ".*"); err != nil || len(left) != 0 {
+			t.Errorf("left behind: %v %v", left, err)
+		}
 	}
 }
 
