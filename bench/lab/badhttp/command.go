@@ -17,7 +17,7 @@ func Command() *cobra.Command {
 		Short: "Serve broken HTTP, each path in a way of its own; / lists them",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+			s.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			listener, err := net.Listen("tcp", address)
 			if err != nil {
 				return fmt.Errorf("listen: %w", err)

@@ -32,7 +32,7 @@ const (
 type Server struct {
 	// Only is the path whose behaviour every request gets, whatever its own path; empty for each its own.
 	Only string
-	// Log takes connections that could not be served.
+	// Log takes each request, and how connections end that do not end as their behaviour wants.
 	Log *slog.Logger
 
 	mu     sync.Mutex
@@ -75,10 +75,11 @@ func (s *Server) serve(ctx context.Context, conn *net.TCPConn) {
 		request, err := http.ReadRequest(in)
 		if err != nil {
 			if !errors.Is(err, io.EOF) && ctx.Err() == nil {
-				s.Log.Debug("read request", "peer", conn.RemoteAddr(), "err", err)
+				s.Log.Info("read request", "peer", conn.RemoteAddr(), "err", err)
 			}
 			return
 		}
+		s.Log.Info("request", "method", request.Method, "uri", request.RequestURI, "peer", conn.RemoteAddr())
 		e := &exchange{ctx: ctx, server: s, conn: conn, in: in, request: request, query: request.URL.Query()}
 		switch err := s.behaviour(request).run(e); {
 		case err == nil:
@@ -86,7 +87,7 @@ func (s *Server) serve(ctx context.Context, conn *net.TCPConn) {
 		case errors.Is(err, errReset):
 			_ = conn.SetLinger(0) // Close then sends RST; a connection that is gone needs none
 		case !errors.Is(err, errClose):
-			s.Log.Debug("answer request", "path", request.URL.Path, "peer", conn.RemoteAddr(), "err", err)
+			s.Log.Info("answer request", "path", request.URL.Path, "peer", conn.RemoteAddr(), "err", err)
 		}
 		return
 	}
