@@ -20,7 +20,8 @@ build: ## bin/sallyport
 	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o bin/sallyport ./cmd/sallyport
 
 test: deps lab-build vet ## all tests, the lab's included
-	$(LAB_ENV) go test -race -timeout 30m ./...
+	@.ci/promtool .cache
+	PATH="$$PWD/.cache:$$PATH" $(LAB_ENV) go test -race -timeout 30m ./...
 	@echo "make test: $(PASSED)"
 
 unit: ## the tests that need neither root nor the lab

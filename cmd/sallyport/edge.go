@@ -176,13 +176,16 @@ func (e *edge) run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// stopTime is what the end takes beside the two drains of L7: that of requests and that of their successors.
+const stopTime = 10 * time.Second
+
 // startTime is how long clients and systemd wait for a first snapshot before they are told that there is none.
 const startTime = 10 * time.Second
 
 // announce tells systemd how the edge does: ready with the first snapshot, or in vain after startTime, since an edge without a
 // cluster is no reason to start it again; alive while no reconcile hangs; stopping when ctx ends.
 func (e *edge) announce(ctx, background context.Context) error {
-	defer context.AfterFunc(ctx, func() { e.notify(systemd.Stopping) })()
+	defer context.AfterFunc(ctx, func() { e.notify(systemd.StoppingWithin(2*e.config.L7.DrainTime + stopTime)) })()
 	select {
 	case <-background.Done():
 		return nil

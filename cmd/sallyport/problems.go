@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"log/slog"
 	"slices"
 	"sync"
@@ -45,8 +44,12 @@ func (b *problemBook) set(part string, list []model.Problem) {
 	b.parts[part] = list
 	before := b.all
 	b.all = merged(b.parts)
-	b.tell("problem", slog.LevelWarn, b.all, before)
-	b.tell("problem solved", slog.LevelInfo, before, b.all)
+	for _, p := range missingIn(before, b.all) {
+		b.log.Warn("problem", attributes(p)...)
+	}
+	for _, p := range missingIn(b.all, before) {
+		b.log.Info("problem solved", attributes(p)...)
+	}
 	b.count()
 	if b.changed != nil {
 		b.changed(b.all)
@@ -69,13 +72,18 @@ func merged(parts map[string][]model.Problem) []model.Problem {
 	return s.Problems
 }
 
-// tell logs what is in list and not in other; both are ordered.
-func (b *problemBook) tell(message string, level slog.Level, list, other []model.Problem) {
+// missingIn are those of list that other does not have; both are ordered.
+func missingIn(other, list []model.Problem) (out []model.Problem) {
 	for _, p := range list {
 		if _, found := slices.BinarySearchFunc(other, p, model.Problem.Compare); !found {
-			b.log.Log(context.Background(), level, message, "object", p.Object.String(), "field", p.Field, "reason", p.Reason, "message", p.Message)
+			out = append(out, p)
 		}
 	}
+	return out
+}
+
+func attributes(p model.Problem) []any {
+	return []any{"object", p.Object.String(), "field", p.Field, "reason", p.Reason, "message", p.Message}
 }
 
 // count sets the gauge, also to 0 for a reason that is gone.

@@ -114,7 +114,7 @@ func (s *site) wantWritten(t *testing.T, ns string, i int, written, missing stri
 		return s.Kubectl(t, "get", kind+"/"+name, "-n", ns, "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}") != ""
 	}
 	for what, there := range map[string]bool{"service": address("service"), "ingress": address("ingress"),
-		"event": s.wantEvents(t, ns, name, "ServiceNotFound", 1) == nil} {
+		"event": s.wantOneEvent(t, ns, name, "ServiceNotFound") == nil} {
 		if there && strings.Contains(missing, what) || !there && strings.Contains(written, what) {
 			return fmt.Errorf("%s: written %t", what, there)
 		}
@@ -342,7 +342,7 @@ func TestEdgesAskForWhatTheRolesGrant(t *testing.T) {
 	ns := s.Namespace(t)
 	secret, _ := newAuthority(t).secret(t, "shop-tls", "rbac-tls.example.com")
 	s.Apply(t, ns, app("one")+secret+tlsIngress+s.statusApp(20))
-	cluster.Eventually(t, 20*time.Second, func() error { return s.wantEvents(t, ns, "status-20", "ServiceNotFound", 1) }) // to be renewed
+	cluster.Eventually(t, 20*time.Second, func() error { return s.wantOneEvent(t, ns, "status-20", "ServiceNotFound") }) // to be renewed
 	s.holdLease(t)
 	s.Apply(t, ns, s.statusApp(21))
 	for i, access := range []string{"named", "namespaces", "cluster"} {

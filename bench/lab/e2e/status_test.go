@@ -77,7 +77,7 @@ func TestStatusOfAnotherControllerIsLeftAlone(t *testing.T) {
 	s.Kubectl(t, "delete", "service/unclassified", "-n", ns)
 	s.Apply(t, ns, "{apiVersion: v1, kind: Service, metadata: {name: stolen}, spec: {type: LoadBalancer, selector: {app: front}, ports: [{port: 80}]}}\n")
 	s.Kubectl(t, "patch", "service/stolen", "-n", ns, "--subresource=status", "--type=merge", "-p", `{"status":{"loadBalancer":{"ingress":[{"ip":"203.0.113.10"}]}}}`)
-	cluster.Eventually(t, 10*time.Second, func() error { return s.wantEvents(t, ns, "stolen", "ServedByOther", 1) })
+	cluster.Eventually(t, 10*time.Second, func() error { return s.wantOneEvent(t, ns, "stolen", "ServedByOther") })
 	for name, want := range map[string]string{"web": "203.0.113.9", "stolen": "203.0.113.10"} {
 		if got := s.Kubectl(t, "get", "service/"+name, "-n", ns, "-o", "jsonpath={.status.loadBalancer.ingress[*].ip}"); got != want {
 			t.Errorf("%s has %q, another controller wrote %s", name, got, want)
@@ -85,11 +85,11 @@ func TestStatusOfAnotherControllerIsLeftAlone(t *testing.T) {
 	}
 }
 
-// wantEvents is nil if so many Events with the reason are on the object.
-func (s *site) wantEvents(t *testing.T, ns, object, reason string, n int) error {
+// wantOneEvent is nil if exactly one Event with the reason is on the object.
+func (s *site) wantOneEvent(t *testing.T, ns, object, reason string) error {
 	got := s.Kubectl(t, "get", "events", "-n", ns, "--field-selector", "involvedObject.name="+object+",reason="+reason, "-o", "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}")
-	if lines := strings.Count(got, "\n"); lines != n {
-		return fmt.Errorf("%d Events %s on %s, want %d:\n%s", lines, reason, object, n, got)
+	if lines := strings.Count(got, "\n"); lines != 1 {
+		return fmt.Errorf("%d Events %s on %s, want 1:\n%s", lines, reason, object, got)
 	}
 	return nil
 }
@@ -99,15 +99,15 @@ func TestEventsTellOfProblemsOnce(t *testing.T) {
 	s := theSite(t)
 	ns := s.Namespace(t)
 	s.Apply(t, ns, app("good")+badObjects)
-	cluster.Eventually(t, 15*time.Second, func() error { return s.wantEvents(t, ns, "bad", "ServiceNotFound", 1) })
-	cluster.Eventually(t, 15*time.Second, func() error { return s.wantEvents(t, ns, "outside", "AddressNotInPool", 1) })
+	cluster.Eventually(t, 15*time.Second, func() error { return s.wantOneEvent(t, ns, "bad", "ServiceNotFound") })
+	cluster.Eventually(t, 15*time.Second, func() error { return s.wantOneEvent(t, ns, "outside", "AddressNotInPool") })
 	if described := s.Kubectl(t, "describe", "ingress/bad", "-n", ns); !strings.Contains(described, "ServiceNotFound") || !strings.Contains(described, "nowhere") {
 		t.Errorf("kubectl describe does not show the Problem:\n%s", described)
 	}
 	s.Kubectl(t, "annotate", "ingress/bad", "-n", ns, "touched=yes")
 	s.Scale(t, ns, "good", 1)
 	s.WaitReady(t, ns, "good", 1)
-	if err := s.wantEvents(t, ns, "bad", "ServiceNotFound", 1); err != nil {
+	if err := s.wantOneEvent(t, ns, "bad", "ServiceNotFound"); err != nil {
 		t.Error(err)
 	}
 }
