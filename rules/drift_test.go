@@ -199,3 +199,24 @@ func TestNoDrift(t *testing.T) {
 		}
 	})
 }
+
+// TestNotificationsLost holds that what could not be read is taken for drift, once.
+func TestNotificationsLost(t *testing.T) {
+	n := newNetwork(t)
+	w := watch(t, n, BackendNFT)
+	s := web(" 10.1.0.2:9376")
+	w.settle(t, n, s)
+	if err := w.nft.socket.SetReceiveBufferSize(1, false); err != nil { // the kernel makes it the least that there is
+		t.Fatal(err)
+	}
+	in(t, n.edge, func() {
+		sh(t, "sh", "-c", `{ echo "add table ip other; add chain ip other c"; yes "add rule ip other c counter" | head -n 5000; } | nft -f -`)
+	})
+	w.settle(t, n, s)
+	if got := testutil.ToFloat64(w.metrics.drift.WithLabelValues("", driftUnknown.String())); got == 0 {
+		t.Error("lost notifications are not counted as drift")
+	}
+	if got := testutil.ToFloat64(w.metrics.applies.WithLabelValues("success")); got < 2 || got > 4 {
+		t.Errorf("%v applies, want the first and one or two more", got)
+	}
+}
