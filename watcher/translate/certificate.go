@@ -2,6 +2,7 @@ package translate
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/tls"
 	"fmt"
 	"slices"
@@ -30,7 +31,7 @@ type keyPair struct {
 	secret   model.ObjectRef
 	crt, key []byte           // as in the Secret
 	pair     *tls.Certificate // nil if it is unusable
-	hosts    []string         // the DNS names of the certificate, as in Route.Host
+	hosts    []string         // the DNS names of the certificate, as in Route.Host, ordered
 	why      string           // it is unusable, or is empty
 }
 
@@ -80,20 +81,42 @@ func parseKeyPair(ref model.ObjectRef, s *corev1.Secret) *keyPair {
 	case len(k.key) == 0:
 		k.why = "has no tls.key"
 	case err != nil:
-		k.why = "has no certificate and key that can be used: " + brief(strings.TrimPrefix(err.Error(), "tls: "))
+		k.why = "has no certificate and key that can be used: " + brief(strings.TrimPrefix(err.Error(), "tls: "), 200)
 	default:
-		k.pair, k.hosts = &pair, certificateHosts(pair.Leaf.DNSNames)
+		if k.why = tooCostly(&pair); k.why == "" {
+			k.pair, k.hosts = &pair, certificateHosts(pair.Leaf.DNSNames)
+		}
 	}
 	return k
 }
 
+// Bounds of what a handshake may cost, since all hosts share the edge and a Secret is one tenant's.
+const (
+	maxRSABits = 4096       // public authorities sign no longer ones; 8192 bits take 40 times as long, 16384 seconds
+	maxChain   = 100 * 1024 // bytes; OpenSSL's clients take no more (SSL_CTX_set_max_cert_list)
+)
+
+// tooCostly says why a certificate that could be used is not, or is empty.
+func tooCostly(pair *tls.Certificate) string {
+	if key, ok := pair.Leaf.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxRSABits {
+		return fmt.Sprintf("has an RSA key of %d bits, with which each handshake would take long: use one of at most %d, or ECDSA", key.N.BitLen(), maxRSABits)
+	}
+	chain := 0
+	for _, der := range pair.Certificate {
+		chain += len(der)
+	}
+	if chain > maxChain {
+		return fmt.Sprintf("has certificates of %d bytes in tls.crt, more than the %d that clients take: leave in it what leads to the root", chain, maxChain)
+	}
+	return ""
+}
+
 // brief bounds what others have a say in the length of.
-func brief(s string) string {
-	const most = 200
+func brief(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
-	return s[:most] + "..."
+	return strings.ToValidUTF8(s[:most], "") + "..."
 }
 
 // certificateHosts are the names that a client can ask for; a certificate may have others.
@@ -108,8 +131,18 @@ func certificateHosts(names []string) []string {
 	return slices.Compact(hosts)
 }
 
-// covers says whether clients that ask for the host will find it in the certificate (RFC 6125 section 6.4).
-func (k *keyPair) covers(host string) bool { return k.pair.Leaf.VerifyHostname(host) == nil }
+// covers says whether clients that ask for the host will find it, or its wildcard, in the certificate (RFC 6125 section 6.4).
+// Unlike x509.Certificate.VerifyHostname it does not look at all of its names.
+func (k *keyPair) covers(host string) bool {
+	_, parent, _ := strings.Cut(host, ".")
+	return contains(k.hosts, host) || contains(k.hosts, "*."+parent)
+}
+
+// contains says whether the list, which is ordered, has the name.
+func contains(list []string, name string) bool {
+	_, found := slices.BinarySearch(list, name)
+	return found
+}
 
 // certificate is the key pair in a snapshot, so far for no host.
 func (k *keyPair) certificate() model.Certificate {

@@ -1,13 +1,19 @@
 package translate
 
 import (
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"math/big"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sallyport/watcher/model"
 	"sallyport/watcher/objects"
@@ -121,6 +127,57 @@ func TestWantedSecrets(t *testing.T) {
 		if got := fmt.Sprint(WantedSecrets(tt.in, tt.o)); got != tt.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestCovers holds covers to what clients in Go do, for names and wildcards that are near to each other.
+func TestCovers(t *testing.T) {
+	names := []string{"example.com", "*.example.com", "a.example.com", "*.a.example.com", "b.a.example.com", "com", "*.com", "*.b.a.example.com", "localhost"}
+	r := rand.New(rand.NewPCG(5, 6))
+	for range 200 {
+		var in []string
+		for _, n := range names {
+			if r.IntN(3) == 0 {
+				in = append(in, n)
+			}
+		}
+		k := &keyPair{pair: &tls.Certificate{Leaf: &x509.Certificate{DNSNames: in}}, hosts: certificateHosts(in)}
+		for _, host := range names {
+			if got, want := k.covers(host), k.pair.Leaf.VerifyHostname(host) == nil; got != want {
+				t.Errorf("a certificate for %v: covers(%s) is %v, want %v", in, host, got, want)
+			}
+		}
+	}
+}
+
+func TestCertificatesThatAreTooCostly(t *testing.T) {
+	rsaOf := func(bits uint) *tls.Certificate {
+		return &tls.Certificate{Leaf: &x509.Certificate{PublicKey: &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), bits-1)}}}
+	}
+	chainOf := func(bytes int) *tls.Certificate {
+		return &tls.Certificate{Leaf: &x509.Certificate{}, Certificate: [][]byte{make([]byte, bytes/2), make([]byte, bytes-bytes/2)}}
+	}
+	for _, tt := range []struct {
+		name string
+		pair *tls.Certificate
+		want string
+	}{
+		{"long RSA key", rsaOf(maxRSABits), ""},
+		{"longer", rsaOf(maxRSABits + 1), "has an RSA key of 4097 bits"},
+		{"long chain", chainOf(maxChain), ""},
+		{"longer", chainOf(maxChain + 1), "has certificates of 102401 bytes in tls.crt"},
+	} {
+		if got := tooCostly(tt.pair); !strings.HasPrefix(got, tt.want) || (got == "") != (tt.want == "") {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
+		}
+	}
+	names := make([]string, 10000)
+	for i := range names {
+		names[i] = fmt.Sprintf("host-%d.example.com", i)
+	}
+	k := parseKeyPair(model.ObjectRef{}, tlsSecret(t, metav1.ObjectMeta{}, names...))
+	if k.pair != nil || k.why == "" || len(k.hosts) > 0 {
+		t.Errorf("a certificate for %d names is used", len(k.hosts))
 	}
 }
 
