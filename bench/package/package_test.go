@@ -57,7 +57,13 @@ current-context: x
 // TestPackage is the life of an edge, in order: a step that fails ends it.
 func TestPackage(t *testing.T) {
 	required(t)
-	m := boot(t, filepath.Dir(pack(t)))
+	deb := pack(t)
+	t.Run("is what Debian's own check accepts", func(t *testing.T) {
+		if out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", deb).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	m := boot(t, filepath.Dir(deb))
 	serve(t, m.outside)
 	before := m.inventory()
 	for _, step := range []struct {
@@ -77,6 +83,7 @@ func TestPackage(t *testing.T) {
 		{"runs with iptables-legacy", (*machine).legacy},
 		{"runs in user space without other privileges", (*machine).userspace},
 		{"is removed with all that is in the kernel", (*machine).remove},
+		{"is installed again", (*machine).again},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(m.in(t)) }) {
 			return
@@ -95,13 +102,6 @@ func pack(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(string(deb))
-}
-
-func TestLintian(t *testing.T) {
-	required(t)
-	if out, err := exec.Command("lintian", "--allow-root", "--fail-on", "error,warning", pack(t)).CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
-	}
 }
 
 func (m *machine) install() {
@@ -284,7 +284,18 @@ func (m *machine) userspace() {
 }
 
 func (m *machine) remove() {
-	m.sh("dpkg --remove sallyport")
+	m.sh("dpkg --remove sallyport && test -f /etc/sallyport/sallyport.yaml")
+	m.kernelIsClean()
+}
+
+// again installs the package that was removed, beside the configuration that stayed: it starts.
+func (m *machine) again() {
+	m.sh("dpkg --install /srv/*.deb && systemctl is-active sallyport")
+	m.serves()
+}
+
+func (m *machine) kernelIsClean() {
+	m.t.Helper()
 	kernel := m.sh("iptables-save; iptables-legacy-save; ip link; ip route; ip address")
 	for _, ours := range []string{"SALLY-", "sally0", "10.244.1.0", vip} {
 		if strings.Contains(kernel, ours) {
@@ -294,11 +305,11 @@ func (m *machine) remove() {
 	if got := m.sh("cat /proc/sys/net/ipv4/ip_forward"); got != "0" {
 		m.t.Errorf("ip_forward is %s, was 0 before", got)
 	}
-	m.sh("test -f /etc/sallyport/sallyport.yaml")
 }
 
 func (m *machine) purge(before []string) {
 	m.sh("dpkg --purge sallyport && rm -r " + dropIns + " && systemctl daemon-reload")
+	m.kernelIsClean()
 	for _, line := range m.inventory() {
 		if _, known := slices.BinarySearch(before, line); !known {
 			m.t.Errorf("left behind: %s", line)
