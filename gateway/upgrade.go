@@ -209,6 +209,9 @@ func (r *reader) read(fd uintptr) bool {
 // checkTunnel ends an upgraded connection that has been silent for too long. How long that was the kernel knows, so that
 // relaying need not keep count. It needs c.mu.
 func (c *conn) checkTunnel(now uint32) {
+	if c.up == nil {
+		return // it has ended, and its client is being told
+	}
 	client, endpoint := tcpInfo(c.socket), tcpInfo(c.up.tcp)
 	if client == nil || endpoint == nil {
 		return // it is about to end

@@ -242,6 +242,26 @@ func TestTunnelIdleTimeout(t *testing.T) {
 	})
 }
 
+// Between the end of a tunnel and that of its connection the watcher may look once more.
+func TestTunnelThatHasEndedIsNotCut(t *testing.T) {
+	e := one(t, rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+		readBlock(br)
+		io.WriteString(c, switching)
+		io.Copy(c, br)
+	}))
+	c := dial(t, e)
+	c.send(askForChat)
+	c.upgraded()
+	served := e.connections()[0]
+	served.detach()
+	served.check(e.clock.now() + 2*e.limits.upgrade)
+	c.send("echo")
+	got := make([]byte, 4)
+	if c.readFull(got); string(got) != "echo" {
+		t.Errorf("got %q, want echo", got)
+	}
+}
+
 // A tunnel outlives its route and its endpoint.
 func TestTunnelSurvivesReconcile(t *testing.T) {
 	addr := rawBackend(t, func(c net.Conn, br *bufio.Reader) {
