@@ -13,7 +13,7 @@ type ingress struct {
 	*translator
 	*networkingv1.Ingress
 	self     model.ObjectRef
-	secure   []string // the hosts of spec.tls, as in Route.Host, those with the default certificate included
+	secure   []string // the hosts of spec.tls, as in Route.Host, those with the default certificate included; ordered
 	redirect bool     // requests in clear for those are redirected to https
 }
 
@@ -36,14 +36,15 @@ func (g *ingress) translate() {
 	g.redirect = g.redirects()
 	hosts := []string{""} // that get the default backend: every other host, and those of the rules
 	for i := range g.Spec.Rules {
-		host, ok := g.rule(i)
-		if ok && !slices.Contains(hosts, host) {
+		if host, ok := g.rule(i); ok {
 			hosts = append(hosts, host)
 		}
 	}
 	if g.Spec.DefaultBackend == nil {
 		return
 	}
+	slices.Sort(hosts)
+	hosts = slices.Compact(hosts)
 	backends := g.backend(g.Spec.DefaultBackend, "spec.defaultBackend")
 	for _, host := range hosts {
 		g.route(model.Route{Host: host, Match: model.MatchDefault, Backends: backends}, "spec.defaultBackend")

@@ -105,9 +105,17 @@ func (t *translator) requestedVIPs(s *corev1.Service, m *model.Service) {
 	}
 }
 
+// maxRequestedVIPs is how many addresses a Service may ask for: an annotation can hold 30,000, which are as many rules and
+// make a status that the API server does not take.
+const maxRequestedVIPs = 64
+
 // request adds the addresses given in a field.
 func (t *translator) request(m *model.Service, field string, ips ...string) {
 	m.RequestField = field
+	if len(ips) > maxRequestedVIPs {
+		t.problem(m.Ref, field, model.ReasonUnsupported, "%d addresses are asked for, and a Service has %d at most: the others are left out", len(ips), maxRequestedVIPs)
+		ips = ips[:maxRequestedVIPs]
+	}
 	for _, s := range ips {
 		s = strings.TrimSpace(s)
 		addr, err := netip.ParseAddr(s)

@@ -41,10 +41,18 @@ func (t *translator) denied(cluster model.ObjectRef, d objects.Denial) {
 
 // secretDenied says whether the Secret is missing because it may not be read.
 func (t *translator) secretDenied(ref model.ObjectRef) bool {
-	for _, d := range t.in.Denied {
-		if d.Kind == "Secret" && (d.Namespace == "" || d.Namespace == ref.Namespace) && (d.Name == "" || d.Name == ref.Name) {
-			return true
+	ns := ref.Namespace
+	return t.noSecrets[objects.Name{Namespace: ns, Name: ref.Name}] || t.noSecrets[objects.Name{Namespace: ns}] || t.noSecrets[objects.Name{}]
+}
+
+// deniedSecrets are the Secrets that may not be read: single ones, those of a namespace by its name alone, or all by the
+// empty Name.
+func deniedSecrets(c objects.Cluster) map[objects.Name]bool {
+	denied := map[objects.Name]bool{}
+	for _, d := range c.Denied {
+		if d.Kind == "Secret" {
+			denied[objects.Name{Namespace: d.Namespace, Name: d.Name}] = true
 		}
 	}
-	return false
+	return denied
 }

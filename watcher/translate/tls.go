@@ -44,6 +44,7 @@ func (g *ingress) tls() {
 	for i := range g.Spec.TLS {
 		g.tlsEntry(i)
 	}
+	slices.Sort(g.secure)
 }
 
 // tlsEntry does spec.tls[i]. One that names no hosts is for those of its certificate.
@@ -117,10 +118,7 @@ func (g *ingress) redirects() bool {
 // isSecure says whether spec.tls names the host of a route, or a wildcard that covers it.
 func (g *ingress) isSecure(host string) bool {
 	_, parent, _ := strings.Cut(host, ".")
-	return slices.ContainsFunc(g.secure, func(s string) bool {
-		wildcard, isWildcard := strings.CutPrefix(s, "*.")
-		return s == host || isWildcard && host != "" && wildcard == parent
-	})
+	return contains(g.secure, host) || contains(g.secure, "*."+parent)
 }
 
 // resolveHosts gives each host its certificate: the one that the oldest of the Ingresses has for it.

@@ -83,15 +83,16 @@ func Translate(in objects.Objects, o Options) *model.Snapshot {
 
 // A translator translates the objects of one cluster into out, which all clusters share.
 type translator struct {
-	in       objects.Cluster
-	o        Options
-	out      *model.Snapshot
-	slices   map[objects.Name][]endpointSlice
-	backends map[objects.Name]backendService // the Services that a route can name, and those that it cannot, with the reason
-	node     map[string]nodeEntry
-	entries  []nodeEntry                     // the nodes that take node port traffic, ordered by address, without repeats
-	secrets  map[objects.Name]*corev1.Secret // if TLS is served
-	pairs    *keyPairs
+	in        objects.Cluster
+	o         Options
+	out       *model.Snapshot
+	slices    map[objects.Name][]endpointSlice
+	backends  map[objects.Name]backendService // the Services that a route can name, and those that it cannot, with the reason
+	node      map[string]nodeEntry
+	entries   []nodeEntry                     // the nodes that take node port traffic, ordered by address, without repeats
+	secrets   map[objects.Name]*corev1.Secret // if TLS is served
+	noSecrets map[objects.Name]bool           // see deniedSecrets
+	pairs     *keyPairs
 
 	claims     []nodePortClaim
 	routes     []candidate
@@ -104,12 +105,13 @@ func newTranslator(c objects.Cluster, o Options, pairs *keyPairs, out *model.Sna
 	}
 	return &translator{
 		in: c, o: o, out: out, pairs: pairs,
-		slices:   make(map[objects.Name][]endpointSlice, len(c.Services)),
-		backends: make(map[objects.Name]backendService, len(c.Services)),
-		secrets:  indexSecrets(c, o),
-		claims:   make([]nodePortClaim, 0, len(c.Services)),
-		node:     make(map[string]nodeEntry, len(c.Nodes)),
-		routes:   make([]candidate, 0, len(c.Ingresses)),
+		slices:    make(map[objects.Name][]endpointSlice, len(c.Services)),
+		backends:  make(map[objects.Name]backendService, len(c.Services)),
+		secrets:   indexSecrets(c, o),
+		noSecrets: deniedSecrets(c),
+		claims:    make([]nodePortClaim, 0, len(c.Services)),
+		node:      make(map[string]nodeEntry, len(c.Nodes)),
+		routes:    make([]candidate, 0, len(c.Ingresses)),
 	}
 }
 
