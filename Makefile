@@ -59,7 +59,7 @@ deb: ## bin/sallyport_VERSION_ARCH.deb, the Debian package
 
 package-test: ## the package on a Debian of its own: restarts under load, kill, upgrade, purge; needs root
 	@.ci/deps $(PACKAGE_TOOLS)
-	SALLYPORT_PACKAGE=required go test -count=1 ./bench/package
+	SALLYPORT_PACKAGE=required go test -count=1 -timeout 20m ./bench/package
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

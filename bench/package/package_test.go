@@ -190,7 +190,7 @@ func cut(err error) bool {
 // hang stops the process by a signal, so that it no longer tells systemd that it is alive.
 func (m *machine) hang() {
 	const impatient = dropIns + "/impatient.conf"
-	m.write(impatient, "[Service]\nWatchdogSec=1s\n")
+	m.write(impatient, "[Service]\nWatchdogSec=3s\n")
 	m.sh("systemctl daemon-reload && systemctl restart sallyport")
 	old := m.property("MainPID")
 	m.sh("kill -STOP " + old)
