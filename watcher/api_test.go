@@ -217,15 +217,15 @@ func TestRefusal(t *testing.T) {
 			}
 		}
 		refuse()
-		time.Sleep(denialPatience - 1)
+		time.Sleep(denialPatience - time.Nanosecond)
 		refuse()
 		expect(0, 0)
 		r.interrupt() // it starts again
 		time.Sleep(time.Second)
 		refuse()
-		time.Sleep(denialPatience - 1)
+		time.Sleep(denialPatience - time.Nanosecond)
 		expect(0, 0)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		expect(http.StatusForbidden, 1)
 		r.interrupt() // no answer does not mean that it is permitted
 		refuse()

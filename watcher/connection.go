@@ -167,7 +167,7 @@ func (r *run) wait(log *slog.Logger) {
 }
 
 // Objects lists the caches. ok is false until each kind and each Secret that is wanted was read once or is denied, and
-// while a Secret that is wanted now may still come.
+// while a Secret that is wanted now may still come. It is false, too, if another cluster's objects came through.
 func (c *connection) Objects() (_ objects.Cluster, ok bool) {
 	all := objects.Cluster{Name: c.o.Cluster}
 	for _, k := range c.kinds {
@@ -180,10 +180,17 @@ func (c *connection) Objects() (_ objects.Cluster, ok bool) {
 	if !c.secrets.list(&all) {
 		return objects.Cluster{}, false
 	}
-	if c.complete.CompareAndSwap(false, true) {
-		c.identity.expect(c.uid("Namespace", "", metav1.NamespaceSystem))
+	c.complete.Store(true)
+	return all, c.identity.matches(c.uid("Namespace", "", metav1.NamespaceSystem))
+}
+
+// unread lists what is denied and was never read.
+func (c *connection) unread() []objects.Denial {
+	var all []objects.Denial
+	for _, k := range c.kinds {
+		all = k.addUnread(all)
 	}
-	return all, true
+	return c.secrets.addUnread(all)
 }
 
 // uid returns the UID of a cached object, or "".

@@ -20,7 +20,6 @@ func (c *connection) answered(ctx context.Context, k *kind, err error) {
 	case err != nil:
 		c.failed(k, err)
 	default:
-		k.established.Store(true)
 		if k.refusal.permit() {
 			k.log.log.Info("kind is permitted again")
 			c.notify()
@@ -33,16 +32,15 @@ func (c *connection) answered(ctx context.Context, k *kind, err error) {
 func (c *connection) failed(k *kind, err error) {
 	k.established.Store(false)
 	c.o.Metrics.watchErrors.WithLabelValues(k.name).Inc()
+	var unreached *url.Error
+	if !errors.As(err, &unreached) && !apierrors.IsUnauthorized(err) {
+		k.log.report(err) // else it is no answer to any kind: the gate tells it once
+	}
 	if isDenied(err) {
 		c.refused(k, err)
 	} else {
 		k.refusal.interrupt()
 	}
-	var unreached *url.Error
-	if errors.As(err, &unreached) || apierrors.IsUnauthorized(err) {
-		return // no answer to any kind: the gate tells it once
-	}
-	k.log.report(err)
 }
 
 // denialPatience is how long the API server must refuse a kind, without a break, before it is left out. One that is

@@ -4,6 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"os"
+	"slices"
+
+	"sallyport/watcher/objects"
 )
 
 // A follower runs an API's connections: the current one, and the one that a changed kubeconfig makes.
@@ -99,16 +102,26 @@ func (f *follower) takeOver() {
 	if next == nil {
 		return
 	}
-	if _, ok := next.Objects(); !ok {
+	old := f.api.current.Load()
+	if _, ok := next.Objects(); !ok || !next.readsAllOf(old) {
 		f.changed() // a conflict that it found is to be shown
 		return
 	}
-	old := f.api.current.Load()
 	f.api.use(next)
 	f.api.next.Store(nil)
 	f.api.o.Log.Info("connected anew", "server", next.server())
 	f.drop(old)
 	f.changed()
+}
+
+// readsAllOf says whether the connection has read all kinds and Secrets that the old one has: with credentials that permit
+// less, what they do not permit would be gone.
+func (c *connection) readsAllOf(old *connection) bool {
+	if !old.complete.Load() {
+		return true
+	}
+	before := old.unread()
+	return !slices.ContainsFunc(c.unread(), func(d objects.Denial) bool { return !slices.Contains(before, d) })
 }
 
 // reconnect makes a connection of the kubeconfig as it is now.
@@ -118,7 +131,11 @@ func (a *API) reconnect() (c *connection, origin string, err error) {
 		return nil, "", err
 	}
 	c, err = newConnection(config, a.o, a.identity)
-	return c, origin, err
+	if err != nil {
+		return nil, "", err
+	}
+	c.patience = a.current.Load().patience
+	return c, origin, nil
 }
 
 // fingerprint reads the kubeconfig's files. A file that cannot be read counts as another content. The files that a

@@ -2,6 +2,8 @@ package watcher
 
 import (
 	"errors"
+	"path"
+	"strings"
 	"sync"
 	"time"
 )
@@ -41,8 +43,8 @@ func (a *API) Health() Health {
 	c := a.current.Load()
 	h := c.currentHealth()
 	if next := a.next.Load(); next != nil {
-		if n := next.currentHealth(); n.LastError != "" {
-			h.LastError = "kubeconfig has changed, " + n.Server + ": " + n.LastError
+		if why := next.unused(); why != "" {
+			h.LastError = "kubeconfig has changed, " + next.server() + ": " + why
 		}
 	}
 	return h
@@ -59,9 +61,27 @@ func (c *connection) currentHealth() Health {
 	return h
 }
 
+// unused says why the connection has not taken over, or is empty if it is not known.
+func (c *connection) unused() string {
+	if h := c.currentHealth(); h.LastError != "" {
+		return h.LastError
+	}
+	var kinds []string
+	for _, d := range c.unread() {
+		kinds = append(kinds, strings.TrimRight(d.Kind+" "+path.Join(d.Namespace, d.Name), " "))
+	}
+	if len(kinds) == 0 {
+		return ""
+	}
+	return "the new credentials may not read " + strings.Join(kinds, ", ")
+}
+
 // up says whether the API server answers and all that may be read is being watched.
 func (c *connection) up() bool {
-	if !c.gate.isOpen() {
+	c.health.mu.Lock()
+	fails := c.health.err != nil
+	c.health.mu.Unlock()
+	if fails {
 		return false
 	}
 	for _, k := range c.kinds {

@@ -24,7 +24,7 @@ type kind struct {
 	// refusal is set when the API server keeps refusing the kind (403) or not knowing it (404): the others do not wait
 	// for it any longer.
 	refusal refusal
-	// established says that the last watch began and the last list came.
+	// established says that the last watch began, and nothing has failed since.
 	established atomic.Bool
 }
 
@@ -89,6 +89,9 @@ func listWatch[L runtime.Object](c *connection, k *kind, client lister[L], selec
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
 			o.FieldSelector = selector
 			w, err := client.Watch(ctx, o)
+			if err == nil {
+				k.established.Store(true)
+			}
 			if err == nil || o.SendInitialEvents == nil {
 				c.answered(ctx, k, err) // else a list follows, which an older API server takes
 			}
@@ -140,4 +143,12 @@ func (k *kind) addDenial(all []objects.Denial) []objects.Denial {
 		return all
 	}
 	return append(all, objects.Denial{Kind: k.name, Namespace: k.secrets.Namespace, Name: k.secrets.Name, Code: code})
+}
+
+// addUnread adds the kind to the list if it is denied and was never read.
+func (k *kind) addUnread(all []objects.Denial) []objects.Denial {
+	if k.informer.HasSynced() {
+		return all // what was read before stays in the cache
+	}
+	return k.addDenial(all)
 }

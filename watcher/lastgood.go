@@ -25,7 +25,8 @@ type LastGood struct {
 	// taken is set when the API server's objects were there once. They stay in its caches: the file is not needed
 	// afterwards.
 	taken bool
-	// stored are the file's objects, nil if there are none; they are read when they are needed, once.
+	// stored are the file's objects, nil if there are none; they are read when they are needed, once. When taken they are
+	// those that the API server does not permit to read.
 	stored *objects.Cluster
 	read   bool
 	stale  bool // as the last Objects were
@@ -104,7 +105,7 @@ func (l *LastGood) keep(ctx context.Context) {
 
 // write writes the file, unless the API server's objects are not complete. It says whether it tried.
 func (l *LastGood) write() bool {
-	c, ok := l.api.Objects()
+	c, ok := l.fresh()
 	if !ok {
 		return false
 	}
@@ -158,26 +159,73 @@ func (l *LastGood) turned(c objects.Cluster) {
 	l.o.Log.Info("serving what the API server says", "services", len(c.Services))
 }
 
+// pick returns the API server's objects, or the file's.
 func (l *LastGood) pick() (_ objects.Cluster, ok bool) {
-	c, ok := l.api.Objects()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if ok {
-		l.taken, l.stored = true, nil
+	if c, ok := l.fresh(); ok {
 		return c, true
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.taken || !l.late && l.api.Health().LastError == "" {
 		return objects.Cluster{}, false
 	}
+	stored := l.load()
+	if stored == nil {
+		return objects.Cluster{}, false
+	}
+	c := *stored
+	c.Conflict, _ = l.api.conflict()
+	return c, true
+}
+
+// fresh returns the API server's objects. What it does not permit to read is added from the file: a role that was taken
+// away must not lose more after a restart than before.
+func (l *LastGood) fresh() (_ objects.Cluster, ok bool) {
+	c, ok := l.api.Objects()
+	if !ok {
+		return objects.Cluster{}, false
+	}
+	unread := l.api.current.Load().unread()
+	for _, d := range unread {
+		if d.Kind == "Ingress" {
+			unread = append(unread, objects.Denial{Kind: "Secret"}) // those that only the Ingresses name were not asked for
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.taken {
+		l.taken, l.stored = true, l.only(unread)
+	}
+	if l.stored != nil {
+		for _, d := range unread {
+			c.Stale = c.Take(d, *l.stored) || c.Stale
+		}
+	}
+	return c, true
+}
+
+// only returns those of the file's objects that are denied, or nil.
+func (l *LastGood) only(denied []objects.Denial) *objects.Cluster {
+	if len(denied) == 0 {
+		return nil
+	}
+	all := l.load()
+	if all == nil {
+		return nil
+	}
+	var some objects.Cluster
+	for _, d := range denied {
+		some.Take(d, *all)
+	}
+	return &some
+}
+
+// load returns the file's objects as they were when they were first asked for, or nil.
+func (l *LastGood) load() *objects.Cluster {
 	if !l.read {
 		l.stored, l.read = l.file.read(l.o), true
 	}
-	if l.stored == nil {
-		return objects.Cluster{}, false
-	}
-	c = *l.stored
-	c.Conflict, _ = l.api.conflict()
-	return c, true
+	return l.stored
 }
 
 // Health returns how the API server does, and the file.

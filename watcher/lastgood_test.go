@@ -3,6 +3,7 @@ package watcher
 import (
 	"errors"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -106,6 +107,26 @@ func TestLastGoodOtherCluster(t *testing.T) {
 	}
 	l, _ = keeping(t, other, file)
 	stopped(t, l, "the other cluster is taken", func() bool { c, ok := l.Objects(); return ok && !c.Stale && names(l) == "b" })
+}
+
+// TestLastGoodFillsWhatIsDenied restarts after a role was taken away: what it permitted is still served, and still kept.
+func TestLastGoodFillsWhatIsDenied(t *testing.T) {
+	t.Parallel()
+	s := newAPIServer(t, "one")
+	file := kept(t, s)
+	s.putService("b")
+	s.change(true, func() { s.refused["services"], s.refused["ingresses"] = http.StatusForbidden, http.StatusForbidden })
+	for range 2 {
+		l, _ := keeping(t, s, file)
+		stopped(t, l, "Services and Ingresses are denied", func() bool { c, ok := l.Objects(); return ok && len(c.Denied) == 2 })
+		c, _ := l.Objects()
+		if !c.Stale || names(l) != "a" || len(c.Ingresses) != 1 || len(c.Secrets) != 1 {
+			t.Errorf("Services %s, %+v", names(l), c)
+		}
+	}
+	s.change(false, func() { s.refused = map[string]int{} })
+	l, _ := keeping(t, s, file)
+	stopped(t, l, "all is permitted", func() bool { c, ok := l.Objects(); return ok && !c.Stale && names(l) == "a b" })
 }
 
 // TestLastGoodFile looks at the file: who may read it, and that it is an ordinary manifest with all that is needed.

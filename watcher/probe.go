@@ -90,10 +90,7 @@ func (i *identity) check(uid string) error {
 }
 
 // expect sets the UID, unless it is known.
-func (i *identity) expect(uid string) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.uid == "" {
-		i.uid = uid
-	}
-}
+func (i *identity) expect(uid string) { _ = i.check(uid) }
+
+// matches says whether a UID that was read, or none, is of the cluster.
+func (i *identity) matches(uid string) bool { return uid == "" || i.check(uid) == nil }

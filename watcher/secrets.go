@@ -132,6 +132,16 @@ func (s *secrets) pending() bool {
 	return false
 }
 
+// addUnread adds what is denied and was never read.
+func (s *secrets) addUnread(all []objects.Denial) []objects.Denial {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.watches {
+		all = w.addUnread(all)
+	}
+	return all
+}
+
 // up says whether all are being watched that may be.
 func (s *secrets) up() bool {
 	s.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Objects are all inputs, one Cluster for each source, in the order of the configuration.
@@ -36,6 +37,33 @@ type Denial struct {
 	Namespace string // of a Secret or of a namespace of Secrets; empty for a whole kind
 	Name      string // of a Secret; empty for a whole kind or namespace
 	Code      int    // 403, or 404 for a kind that the API server does not know
+}
+
+// Take adds what from has of what d keeps from being read, and says whether there was anything. An object that c has
+// stays as it is.
+func (c *Cluster) Take(d Denial, from Cluster) bool {
+	taken := false
+	for _, k := range kinds {
+		if k.name != d.Kind {
+			continue
+		}
+		had := map[Name]bool{}
+		for _, o := range k.list(*c) {
+			had[Name{o.GetNamespace(), o.GetName()}] = true
+		}
+		for _, o := range k.list(from) {
+			if d.covers(o) && !had[Name{o.GetNamespace(), o.GetName()}] {
+				k.add(c, o)
+				taken = true
+			}
+		}
+	}
+	return taken
+}
+
+// covers says whether the object, of the Denial's kind, is kept from being read.
+func (d Denial) covers(o metav1.Object) bool {
+	return (d.Namespace == "" || d.Namespace == o.GetNamespace()) && (d.Name == "" || d.Name == o.GetName())
 }
 
 // A Name is the namespace and name of an object.

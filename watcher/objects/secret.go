@@ -41,8 +41,7 @@ func withoutData(err error) error {
 	if err == nil {
 		return nil
 	}
-	var notBase64 base64.CorruptInputError
-	if errors.As(err, &notBase64) {
+	if _, ok := errors.AsType[base64.CorruptInputError](err); ok {
 		return errors.New("data must be base64: encode it, or use stringData")
 	}
 	if m := wrongType.FindStringSubmatch(err.Error()); m != nil {
