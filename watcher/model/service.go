@@ -28,10 +28,38 @@ type Service struct {
 	// VIPs are the addresses given to the Service: the edge answers for each of them on every Port. Set by lb.
 	VIPs  []netip.Addr  `json:"vips,omitempty"`
 	Ports []ServicePort `json:"ports"`
+
+	index map[portKey]int // into Ports; nil if there are few, or IndexPorts was not called
+}
+
+// FewPorts is how many ports are found quickly one after the other. Nearly all Services have no more.
+const FewPorts = 16
+
+type portKey struct {
+	number   uint16
+	protocol Protocol
+}
+
+// IndexPorts makes Port quick for a Service with many ports. It is called when Ports is complete: they do not change
+// places afterwards.
+func (s *Service) IndexPorts() {
+	if len(s.Ports) <= FewPorts {
+		return
+	}
+	s.index = make(map[portKey]int, len(s.Ports))
+	for i := range s.Ports {
+		s.index[portKey{s.Ports[i].Port, s.Ports[i].Protocol}] = i
+	}
 }
 
 // Port returns the service port with the number and protocol, or nil.
 func (s *Service) Port(number uint16, p Protocol) *ServicePort {
+	if s.index != nil {
+		if i, found := s.index[portKey{number, p}]; found {
+			return &s.Ports[i]
+		}
+		return nil
+	}
 	for i := range s.Ports {
 		if s.Ports[i].Port == number && s.Ports[i].Protocol == p {
 			return &s.Ports[i]

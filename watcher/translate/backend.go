@@ -1,7 +1,6 @@
 package translate
 
 import (
-	"slices"
 	"strconv"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -14,14 +13,50 @@ import (
 type backendService struct {
 	model.Service
 	why       string // it can be sent no traffic; the Service is empty then
-	unreached []unreached
+	named     map[string]*model.ServicePort
+	unreached map[listener]destinations // of the service ports that have endpoints, but none that this edge reaches
 }
 
-// unreached is a service port that has endpoints, but none that this edge reaches.
-type unreached struct {
-	port     uint16
-	protocol model.Protocol
-	why      destinations
+// index is called when Ports is complete. Ingresses may name each of many ports.
+func (b *backendService) index() {
+	b.IndexPorts()
+	if len(b.Ports) <= model.FewPorts {
+		return
+	}
+	b.named = make(map[string]*model.ServicePort, len(b.Ports))
+	for i := range b.Ports {
+		p := &b.Ports[i]
+		b.named[p.Name] = preferTCP(b.named[p.Name], p)
+	}
+}
+
+// portNamed returns the service port of that name, or nil.
+func (b *backendService) portNamed(name string) (p *model.ServicePort) {
+	if b.named != nil {
+		return b.named[name]
+	}
+	for i := range b.Ports {
+		if b.Ports[i].Name == name {
+			p = preferTCP(p, &b.Ports[i])
+		}
+	}
+	return p
+}
+
+// portNumbered returns the service port of that number, or nil.
+func (b *backendService) portNumbered(n int32) *model.ServicePort {
+	if !isPort(n) {
+		return nil
+	}
+	return preferTCP(b.Port(uint16(n), model.TCP), b.Port(uint16(n), model.UDP))
+}
+
+// preferTCP returns the first of two service ports, either of which may be nil, unless only the other is TCP.
+func preferTCP(a, b *model.ServicePort) *model.ServicePort {
+	if a == nil || b != nil && a.Protocol != model.TCP && b.Protocol == model.TCP {
+		return b
+	}
+	return a
 }
 
 // backend translates an IngressBackend. It returns none, and says why, if nothing usable is named: the route then
@@ -55,26 +90,23 @@ func (g *ingress) backend(b *networkingv1.IngressBackend, field string) []model.
 
 // backendPort finds the TCP port that is named or numbered.
 func (g *ingress) backendPort(svc *backendService, p networkingv1.ServiceBackendPort, field string) (_ uint16, ok bool) {
-	matches := func(sp model.ServicePort) bool { return int32(sp.Port) == p.Number }
-	shown := strconv.Itoa(int(p.Number))
+	found, shown := svc.portNumbered(p.Number), strconv.Itoa(int(p.Number))
 	if p.Name != "" {
 		if p.Number != 0 {
 			g.complain(field, model.ReasonInvalidField, "both name %q and number %d are given: the name is used", p.Name, p.Number)
 		}
-		matches = func(sp model.ServicePort) bool { return sp.Name == p.Name }
-		shown = strconv.Quote(p.Name)
+		found, shown = svc.portNamed(p.Name), strconv.Quote(p.Name)
 		field += ".name"
 	} else {
 		field += ".number"
 	}
-	isTCP := func(sp model.ServicePort) bool { return matches(sp) && sp.Protocol == model.TCP }
-	if i := slices.IndexFunc(svc.Ports, isTCP); i >= 0 {
-		return svc.Ports[i].Port, true
-	}
-	if slices.ContainsFunc(svc.Ports, matches) {
-		g.complain(field, model.ReasonPortNotFound, "port %s of Service %q is not TCP, which HTTP needs", shown, svc.Ref.Name)
-	} else {
+	switch {
+	case found == nil:
 		g.complain(field, model.ReasonPortNotFound, "Service %q has no port %s; it has %s", svc.Ref.Name, shown, portList(svc.Ports))
+	case found.Protocol != model.TCP:
+		g.complain(field, model.ReasonPortNotFound, "port %s of Service %q is not TCP, which HTTP needs", shown, svc.Ref.Name)
+	default:
+		return found.Port, true
 	}
 	return 0, false
 }
@@ -103,13 +135,11 @@ func portList(ports []model.ServicePort) string {
 
 // explainUnreachedBackend records why the requests for a backend get nowhere although there are endpoints.
 func (g *ingress) explainUnreachedBackend(svc *backendService, port uint16, field string) {
-	for _, u := range svc.unreached {
-		switch {
-		case u.port != port || u.protocol != model.TCP:
-		case u.why.onlyIPv6:
-			g.complain(field, model.ReasonUnsupported, onlyIPv6)
-		default:
-			g.complain(field, model.ReasonNoNodePort, noNodePort, "Service "+strconv.Quote(svc.Ref.Name)+" port "+strconv.Itoa(int(port)))
-		}
+	switch d, unreached := svc.unreached[listener{model.TCP, port}]; {
+	case !unreached:
+	case d.onlyIPv6:
+		g.complain(field, model.ReasonUnsupported, onlyIPv6)
+	default:
+		g.complain(field, model.ReasonNoNodePort, noNodePort, "Service "+strconv.Quote(svc.Ref.Name)+" port "+strconv.Itoa(int(port)))
 	}
 }

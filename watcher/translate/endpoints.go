@@ -16,8 +16,29 @@ import (
 // An endpointSlice is an EndpointSlice with its addresses checked, once for all its ports.
 type endpointSlice struct {
 	ports     []discoveryv1.EndpointPort
-	endpoints []model.Endpoint // without port; those with unusable addresses are left out
+	named     map[string][]discoveryv1.EndpointPort // ports by name; nil if there are few
+	endpoints []model.Endpoint                      // without port; those with unusable addresses are left out
 	headless  bool
+}
+
+// portsNamed returns the ports that may have the name.
+func (s *endpointSlice) portsNamed(name string) []discoveryv1.EndpointPort {
+	if s.named != nil {
+		return s.named[name]
+	}
+	return s.ports
+}
+
+// byName is the index of a slice's ports, if it needs one.
+func byName(ports []discoveryv1.EndpointPort) map[string][]discoveryv1.EndpointPort {
+	if len(ports) <= model.FewPorts {
+		return nil
+	}
+	named := make(map[string][]discoveryv1.EndpointPort, len(ports))
+	for _, p := range ports {
+		named[value(p.Name, "")] = append(named[value(p.Name, "")], p)
+	}
+	return named
 }
 
 // indexSlices fills t.slices, by the Service that owns them.
@@ -29,7 +50,7 @@ func (t *translator) indexSlices() {
 		}
 		_, headless := s.Labels[corev1.IsHeadlessService]
 		key := objects.Name{Namespace: s.Namespace, Name: service}
-		t.slices[key] = append(t.slices[key], endpointSlice{s.Ports, t.sliceEndpoints(s), headless})
+		t.slices[key] = append(t.slices[key], endpointSlice{s.Ports, byName(s.Ports), t.sliceEndpoints(s), headless})
 	}
 }
 
@@ -77,11 +98,12 @@ func modelEndpoint(e *discoveryv1.Endpoint, addr netip.Addr) model.Endpoint {
 // controller moves it, is taken once, in its best condition.
 func endpoints(of []endpointSlice, headless bool, port string, protocol model.Protocol) []model.Endpoint {
 	var all []model.Endpoint
-	for _, s := range of {
+	for i := range of {
+		s := &of[i]
 		if s.headless && !headless {
 			continue // left from when the Service was headless
 		}
-		for _, p := range s.ports {
+		for _, p := range s.portsNamed(port) {
 			number := value(p.Port, 0)
 			if value(p.Name, "") != port || value(p.Protocol, corev1.ProtocolTCP) != corev1.Protocol(protocol) || !isPort(number) {
 				continue

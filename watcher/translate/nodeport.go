@@ -9,7 +9,7 @@ import (
 	"sallyport/watcher/model"
 )
 
-// A listener is a port on the edge's own addresses.
+// A listener is a port of the edge's own addresses, or of a Service.
 type listener struct {
 	protocol model.Protocol
 	port     uint16

@@ -61,9 +61,11 @@ func (t *translator) service(s *corev1.Service, b *backendService) {
 	}
 	t.explainUnsupported(s, m)
 	m.Ports = make([]model.ServicePort, 0, len(s.Spec.Ports))
+	clear(t.ports)
 	for i := range s.Spec.Ports {
 		t.servicePort(s, b, i)
 	}
+	b.index()
 }
 
 // isHeadless says whether a Service has no virtual IP: it is for DNS, and for routes, which use endpoints directly.
@@ -139,7 +141,7 @@ func isOnly(list []netip.Addr, ip string) bool {
 func (t *translator) servicePort(s *corev1.Service, b *backendService, i int) {
 	spec := &s.Spec.Ports[i]
 	protocol, ok := t.protocol(spec, b.Ref, i)
-	if !ok || !t.checkNumbers(spec, &b.Service, i, protocol) {
+	if !ok || !t.checkNumbers(spec, b.Ref, i, protocol) {
 		return
 	}
 	p := model.ServicePort{Name: spec.Name, Protocol: protocol, Port: uint16(spec.Port)}
@@ -151,7 +153,10 @@ func (t *translator) servicePort(s *corev1.Service, b *backendService, i int) {
 	p.Destinations = d.list
 	b.Ports = append(b.Ports, p)
 	if d.noNodePort || d.onlyIPv6 {
-		b.unreached = append(b.unreached, unreached{p.Port, protocol, d})
+		if b.unreached == nil {
+			b.unreached = map[listener]destinations{}
+		}
+		b.unreached[listener{protocol, p.Port}] = d
 		t.explainUnreached(s, b.Ref, i, d)
 	}
 }
@@ -188,16 +193,18 @@ func (t *translator) protocol(p *corev1.ServicePort, ref model.ObjectRef, i int)
 }
 
 // checkNumbers refuses what an API server would not have taken.
-func (t *translator) checkNumbers(spec *corev1.ServicePort, m *model.Service, i int, protocol model.Protocol) bool {
+func (t *translator) checkNumbers(spec *corev1.ServicePort, ref model.ObjectRef, i int, protocol model.Protocol) bool {
+	l := listener{protocol, uint16(spec.Port)}
 	switch {
 	case !isPort(spec.Port):
-		t.problem(m.Ref, indexed("spec.ports", i, ".port"), model.ReasonInvalidField, "%d is not between 1 and 65535", spec.Port)
+		t.problem(ref, indexed("spec.ports", i, ".port"), model.ReasonInvalidField, "%d is not between 1 and 65535", spec.Port)
 	case spec.NodePort != 0 && !isPort(spec.NodePort):
-		t.problem(m.Ref, indexed("spec.ports", i, ".nodePort"), model.ReasonInvalidField, "%d is not between 1 and 65535", spec.NodePort)
-	case m.Port(uint16(spec.Port), protocol) != nil:
-		t.problem(m.Ref, indexed("spec.ports", i, ".port"), model.ReasonInvalidField,
+		t.problem(ref, indexed("spec.ports", i, ".nodePort"), model.ReasonInvalidField, "%d is not between 1 and 65535", spec.NodePort)
+	case t.ports[l]:
+		t.problem(ref, indexed("spec.ports", i, ".port"), model.ReasonInvalidField,
 			"%d/%s stands in the list twice: the first is served", spec.Port, protocol)
 	default:
+		t.ports[l] = true
 		return true
 	}
 	return false

@@ -78,6 +78,7 @@ func Translate(in objects.Objects, o Options) *model.Snapshot {
 	o.Certificates.keep(pairs)
 	slices.SortStableFunc(out.Nodes, func(a, b model.Node) int { return a.Ref.Compare(b.Ref) })
 	out.SortProblems()
+	boundProblems(out)
 	return out
 }
 
@@ -93,6 +94,7 @@ type translator struct {
 	secrets   map[objects.Name]*corev1.Secret // if TLS is served
 	noSecrets map[objects.Name]bool           // see deniedSecrets
 	pairs     *keyPairs
+	ports     map[listener]bool // of the Service that is being translated
 
 	claims     []nodePortClaim
 	routes     []candidate
@@ -112,6 +114,7 @@ func newTranslator(c objects.Cluster, o Options, pairs *keyPairs, out *model.Sna
 		claims:    make([]nodePortClaim, 0, len(c.Services)),
 		node:      make(map[string]nodeEntry, len(c.Nodes)),
 		routes:    make([]candidate, 0, len(c.Ingresses)),
+		ports:     map[listener]bool{},
 	}
 }
 

@@ -1,0 +1,136 @@
+package translate
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sallyport/watcher/model"
+	"sallyport/watcher/objects"
+)
+
+// Objects of a tenant, as large as an API server takes them (some 1.5 MB).
+
+var hostile = metav1.ObjectMeta{Namespace: "hostile", Name: "web"}
+
+func hostileIngress() *networkingv1.Ingress {
+	return &networkingv1.Ingress{ObjectMeta: *hostile.DeepCopy(), Spec: networkingv1.IngressSpec{IngressClassName: new("sallyport")}}
+}
+
+// hostOf is the i-th of many hosts.
+func hostOf(i int) string { return fmt.Sprintf("h%d.example.com", i) }
+
+// manyPorts is a Service with n ports, each of which a path of the Ingress leads to, by name and by number.
+func manyPorts(n int) objects.Cluster {
+	svc := &corev1.Service{ObjectMeta: hostile}
+	ing := hostileIngress()
+	for i := range n {
+		port := corev1.ServicePort{Name: fmt.Sprint("p", i), Port: int32(i + 1)}
+		svc.Spec.Ports = append(svc.Spec.Ports, port)
+		path := func(path string, to networkingv1.ServiceBackendPort) networkingv1.HTTPIngressPath {
+			return networkingv1.HTTPIngressPath{Path: path, PathType: new(networkingv1.PathTypePrefix), Backend: networkingv1.IngressBackend{
+				Service: &networkingv1.IngressServiceBackend{Name: svc.Name, Port: to}}}
+		}
+		ing.Spec.Rules = append(ing.Spec.Rules, networkingv1.IngressRule{Host: hostOf(i), IngressRuleValue: networkingv1.IngressRuleValue{HTTP: &networkingv1.HTTPIngressRuleValue{
+			Paths: []networkingv1.HTTPIngressPath{path("/name", networkingv1.ServiceBackendPort{Name: port.Name}), path("/number", networkingv1.ServiceBackendPort{Number: port.Port})}}}})
+	}
+	return objects.Cluster{Services: []*corev1.Service{svc}, Ingresses: []*networkingv1.Ingress{ing}}
+}
+
+// manyHosts is an Ingress with n hosts, all of them with TLS and the default backend.
+func manyHosts(n int) objects.Cluster {
+	ing := hostileIngress()
+	ing.Spec.DefaultBackend = &networkingv1.IngressBackend{Service: &networkingv1.IngressServiceBackend{Name: "web"}}
+	ing.Spec.TLS = make([]networkingv1.IngressTLS, 1)
+	for i := range n {
+		ing.Spec.TLS[0].Hosts = append(ing.Spec.TLS[0].Hosts, hostOf(i))
+		ing.Spec.Rules = append(ing.Spec.Rules, networkingv1.IngressRule{Host: hostOf(i)})
+	}
+	return objects.Cluster{Ingresses: []*networkingv1.Ingress{ing}}
+}
+
+// badHosts is an Ingress with n hosts that are none, and a large annotation that is wrong.
+func badHosts(n int) objects.Cluster {
+	ing := hostileIngress()
+	ing.Annotations = map[string]string{SSLRedirect: strings.Repeat("é", 100_000)}
+	for i := range n {
+		ing.Spec.Rules = append(ing.Spec.Rules, networkingv1.IngressRule{Host: fmt.Sprint("-", i)})
+	}
+	return objects.Cluster{Ingresses: []*networkingv1.Ingress{ing}}
+}
+
+// refusedSecrets are n Ingresses with a Secret each that the edge may not read.
+func refusedSecrets(n int) (c objects.Cluster) {
+	for i := range n {
+		ing := hostileIngress()
+		ing.Name = fmt.Sprint("i", i)
+		ing.Spec.TLS = []networkingv1.IngressTLS{{SecretName: ing.Name, Hosts: []string{hostOf(i)}}}
+		c.Ingresses = append(c.Ingresses, ing)
+		c.Denied = append(c.Denied, objects.Denial{Kind: "Secret", Namespace: ing.Namespace, Name: ing.Name, Code: 403})
+	}
+	return c
+}
+
+func translateHostile(c objects.Cluster, o Options) *model.Snapshot {
+	c.IngressClasses = largeCluster(0)[0].IngressClasses
+	o.TLS = true
+	return Translate(objects.Objects{c}, o)
+}
+
+// BenchmarkTranslateHostile is what one tenant can make each reconcile cost everyone; it is to grow linearly with n.
+func BenchmarkTranslateHostile(b *testing.B) {
+	for _, tt := range []struct {
+		name string
+		of   func(n int) objects.Cluster
+	}{{"ports", manyPorts}, {"hosts", manyHosts}, {"bad-hosts", badHosts}, {"refused-secrets", refusedSecrets}} {
+		for _, n := range []int{1000, 16000} {
+			c := tt.of(n)
+			b.Run(fmt.Sprintf("%s=%d", tt.name, n), func(b *testing.B) {
+				for b.Loop() {
+					translateHostile(c, Options{})
+				}
+			})
+		}
+	}
+}
+
+func TestEachOfManyPortsIsFound(t *testing.T) {
+	for _, n := range []int{1, model.FewPorts, 2*model.FewPorts + 1} {
+		s := translateHostile(manyPorts(n), Options{})
+		port := map[string]uint16{}
+		for i := range n {
+			port[hostOf(i)] = uint16(i + 1)
+		}
+		if len(s.Routes) != 2*n || len(s.Problems) > 0 {
+			t.Fatalf("%d ports give %d routes, %v", n, len(s.Routes), s.Problems)
+		}
+		for _, r := range s.Routes {
+			if len(r.Backends) != 1 || r.Backends[0].Port != port[r.Host] {
+				t.Errorf("of %d ports %s%s leads to %+v, want port %d", n, r.Host, r.Path, r.Backends, port[r.Host])
+			}
+		}
+	}
+}
+
+// TestProblemsOfOneObjectAreBounded: they are told once each in the log of every edge and as Events.
+func TestProblemsOfOneObjectAreBounded(t *testing.T) {
+	for _, n := range []int{maxProblems - 1, maxProblems, 10_000} { // and the annotation
+		s := translateHostile(badHosts(n), Options{})
+		if want := min(n+1, maxProblems+1); len(s.Problems) != want {
+			t.Errorf("%d bad hosts are %d Problems, want %d", n, len(s.Problems), want)
+		}
+		if told := strings.Contains(fmt.Sprint(s.Problems), "more than 32 problems"); told != (n >= maxProblems) {
+			t.Errorf("%d bad hosts: that there are more is told: %v", n, told)
+		}
+		for _, p := range s.Problems {
+			if len(p.Message) > maxMessage+len("...") || !utf8.ValidString(p.Message) {
+				t.Errorf("message of %d bytes: %.80q", len(p.Message), p.Message)
+			}
+		}
+	}
+}
