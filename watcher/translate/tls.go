@@ -14,10 +14,10 @@ import (
 // redirect to https: "true" or "false", instead of what the configuration says.
 const SSLRedirect = "sallyport.io/ssl-redirect"
 
-// A hostClaim is a host for which an entry of an Ingress' spec.tls has a certificate.
+// A hostClaim is a host that an entry of an Ingress' spec.tls names, and the certificate that it has for it.
 type hostClaim struct {
 	host  string
-	pair  *keyPair
+	pair  *keyPair // nil if it is to have the default certificate
 	by    *ingress
 	field tlsField
 }
@@ -83,9 +83,7 @@ func emptyHost(why string) string {
 // claim takes down that the host has TLS, and the certificate that it wants, if there is one.
 func (g *ingress) claim(host string, pair *keyPair, field tlsField) {
 	g.secure = append(g.secure, host)
-	if pair != nil {
-		g.hostClaims = append(g.hostClaims, hostClaim{host, pair, g, field})
-	}
+	g.hostClaims = append(g.hostClaims, hostClaim{host, pair, g, field})
 }
 
 // keyPairOf is the certificate of a Secret that a field of the Ingress names. It returns nil, and says why, if there is
@@ -121,42 +119,67 @@ func (g *ingress) isSecure(host string) bool {
 	return contains(g.secure, host) || contains(g.secure, "*."+parent)
 }
 
-// resolveHosts gives each host its certificate: the one that the oldest of the Ingresses has for it.
-func resolveHosts(s *model.Snapshot, claims []hostClaim) {
+// resolveHosts gives each host its certificate: the one that the oldest of the Ingresses has for it, or, if that has none, the
+// next one of its namespace. Others cannot give it one, or who has the default certificate could be given another's. It
+// returns the hosts that are to have the default certificate.
+func resolveHosts(s *model.Snapshot, claims []hostClaim) (defaulted []string) {
 	slices.SortStableFunc(claims, func(a, b hostClaim) int {
 		return cmp.Or(cmp.Compare(a.host, b.host), created(a.by).Compare(created(b.by)), a.by.self.Compare(b.by.self))
 	})
 	index := make(map[*keyPair]int, len(claims)) // into s.Certificates
-	var winner hostClaim
-	for _, c := range claims {
-		if c.host == winner.host {
-			c.explainLost(s, winner)
+	for len(claims) > 0 {
+		of := claims[:1] // those of one host
+		for len(of) < len(claims) && claims[len(of)].host == of[0].host {
+			of = claims[:len(of)+1]
+		}
+		claims = claims[len(of):]
+		winner := winnerOf(of)
+		for i := range of {
+			of[i].explainLost(s, winner)
+		}
+		if winner.pair == nil {
+			defaulted = append(defaulted, winner.host)
 			continue
 		}
-		winner = c
-		n, known := index[c.pair]
+		n, known := index[winner.pair]
 		if !known {
 			n = len(s.Certificates)
-			index[c.pair] = n
-			s.Certificates = append(s.Certificates, c.pair.certificate())
+			index[winner.pair] = n
+			s.Certificates = append(s.Certificates, winner.pair.certificate())
 		}
-		s.Certificates[n].Hosts = append(s.Certificates[n].Hosts, c.host)
-		c.explainUncovered(s)
+		s.Certificates[n].Hosts = append(s.Certificates[n].Hosts, winner.host)
+		winner.explainUncovered(s)
 	}
 	slices.SortFunc(s.Certificates, func(a, b model.Certificate) int { return a.Ref.Compare(b.Ref) })
+	return defaulted
 }
 
-// explainLost records that the host has another certificate already.
-func (c *hostClaim) explainLost(s *model.Snapshot, winner hostClaim) {
-	if c.pair == winner.pair {
+// winnerOf picks the claim that counts of those of one host, which are ordered.
+func winnerOf(claims []hostClaim) *hostClaim {
+	first := &claims[0]
+	for i := range claims {
+		c := &claims[i]
+		if c.pair != nil && c.by.self.Cluster == first.by.self.Cluster && c.by.Namespace == first.by.Namespace {
+			return c
+		}
+	}
+	return first
+}
+
+// explainLost records that the host presents another certificate than the one claimed.
+func (c *hostClaim) explainLost(s *model.Snapshot, winner *hostClaim) {
+	if c.pair == nil || c.pair == winner.pair {
 		return
 	}
-	why := fmt.Sprintf("named by %v, which comes first by age and name", winner.by.self)
+	what, why := "the default certificate", fmt.Sprintf("as %v comes first by age and name and has no other: only its namespace can name a Secret for it", winner.by.self)
+	if winner.pair != nil {
+		what, why = "the certificate of "+winner.pair.secret.String(), fmt.Sprintf("named by %v, which comes first by age and name: name one Secret for it", winner.by.self)
+	}
 	if c.by == winner.by {
-		why = "which stands first in this Ingress"
+		why = "which stands first in this Ingress: name one Secret for it"
 	}
 	s.Problems = append(s.Problems, model.Problem{Object: c.by.self, Field: c.field.String(), Reason: model.ReasonDuplicateHost,
-		Message: fmt.Sprintf("%s presents the certificate of %v, %s: name one Secret for it", c.host, winner.pair.secret, why)})
+		Message: fmt.Sprintf("%s presents %s, %s", c.host, what, why)})
 }
 
 // explainUncovered records that the host presents a certificate that clients will not take for it. It does all the same:
@@ -170,8 +193,9 @@ func (c *hostClaim) explainUncovered(s *model.Snapshot) {
 }
 
 // resolveDefault marks the certificate that is presented where no other is. Of several clusters the first one that has
-// the Secret counts.
-func resolveDefault(s *model.Snapshot, clusters []*translator, o Options) {
+// the Secret counts. For the hosts that are to have it, and that it is for, it goes before wildcards, which may be
+// another's.
+func resolveDefault(s *model.Snapshot, clusters []*translator, o Options, hosts []string) {
 	if !o.TLS || o.DefaultCertificate == (objects.Name{}) || len(clusters) == 0 {
 		return
 	}
@@ -186,7 +210,14 @@ func resolveDefault(s *model.Snapshot, clusters []*translator, o Options) {
 	if !found {
 		s.Certificates = slices.Insert(s.Certificates, at, pair.certificate())
 	}
-	s.Certificates[at].Default = true
+	c := &s.Certificates[at]
+	c.Default = true
+	for _, host := range hosts {
+		if pair.covers(host) {
+			c.Hosts = append(c.Hosts, host)
+		}
+	}
+	slices.Sort(c.Hosts)
 }
 
 // few shows a few of the names, for messages.

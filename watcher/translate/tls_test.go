@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/big"
 	randv2 "math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,6 +82,48 @@ func TestOldestCertificateIsPresented(t *testing.T) {
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Fatalf("certificates\ngot  %v\nwant %v\n%s", got, want, text(t, s))
 		}
+	}
+}
+
+// TestOthersGiveNoCertificate: who has the default certificate, or a Secret that is not usable at present, is not given that
+// of another namespace instead, which is to claim the host, or its wildcard, with a certificate that nobody trusts.
+func TestOthersGiveNoCertificate(t *testing.T) {
+	c := objects.Cluster{IngressClasses: largeCluster(0)[0].IngressClasses, Secrets: []*corev1.Secret{
+		tlsSecret(t, metav1.ObjectMeta{Namespace: "infra", Name: "default"}, "*.example.com"),
+		tlsSecret(t, metav1.ObjectMeta{Namespace: "hostile", Name: "tls"}, "*.example.com", "*.example.org"),
+		tlsSecret(t, metav1.ObjectMeta{Namespace: "shop", Name: "tls"}, "own.example.com"),
+	}}
+	for i, tt := range []struct{ namespace, host, secret string }{ // the older ones first
+		{"shop", "default.example.com", ""},
+		{"shop", "missing.example.com", "missing"},
+		{"shop", "own.example.com", "missing"},
+		{"shop", "own.example.com", "tls"},
+		{"shop", "other.example.org", ""}, // which the default certificate is not for
+		{"hostile", "default.example.com", "tls"},
+		{"hostile", "missing.example.com", "tls"},
+		{"hostile", "own.example.com", "tls"},
+		{"hostile", "*.example.com", "tls"},
+		{"hostile", "*.example.org", "tls"},
+	} {
+		c.Ingresses = append(c.Ingresses, &networkingv1.Ingress{
+			ObjectMeta: metav1.ObjectMeta{Namespace: tt.namespace, Name: fmt.Sprint("i", i), CreationTimestamp: metav1.Unix(int64(i), 0)},
+			Spec: networkingv1.IngressSpec{IngressClassName: new("sallyport"),
+				TLS: []networkingv1.IngressTLS{{SecretName: tt.secret, Hosts: []string{tt.host}}}}})
+	}
+	s := Translate(objects.Objects{c}, Options{TLS: true, DefaultCertificate: objects.Name{Namespace: "infra", Name: "default"}})
+	checkCertificates(t, s)
+	got := map[string][]string{}
+	for _, cert := range s.Certificates {
+		got[cert.Ref.Namespace] = cert.Hosts
+	}
+	want := map[string][]string{"infra": {"default.example.com", "missing.example.com"}, "shop": {"own.example.com"}, "hostile": {"*.example.com", "*.example.org"}}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("hosts by namespace of the certificate\ngot  %v\nwant %v", got, want)
+	}
+	const told = "problem Ingress hostile/i5: spec.tls[0].hosts[0]: default.example.com presents the default certificate, as Ingress shop/i0 comes first " +
+		"by age and name and has no other: only its namespace can name a Secret for it (DuplicateHost)"
+	if got := text(t, s); !strings.Contains(got, told) || strings.Count(got, "(DuplicateHost)") != 3 {
+		t.Errorf("want 3 DuplicateHost, one of them\n%s\ngot\n%s", told, got)
 	}
 }
 
