@@ -207,13 +207,13 @@ func TestAPIStartingRefuses(t *testing.T) {
 func TestRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r refusal
-		denials := 0
-		refuse := func() { r.refuse(http.StatusForbidden, denialPatience, func() { denials++ }) }
-		expect := func(code, count int) {
+		var denials atomic.Int32
+		refuse := func() { r.refuse(http.StatusForbidden, denialPatience, func() { denials.Add(1) }) }
+		expect := func(code int, count int32) {
 			t.Helper()
 			synctest.Wait()
-			if got := r.denied(); got != code || denials != count {
-				t.Errorf("denied %d, called %d times; want %d, %d", got, denials, code, count)
+			if got := r.denied(); got != code || denials.Load() != count {
+				t.Errorf("denied %d, called %d times; want %d, %d", got, denials.Load(), code, count)
 			}
 		}
 		refuse()

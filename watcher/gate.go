@@ -55,7 +55,10 @@ func (g *gate) close() {
 	defer g.mu.Unlock()
 	if g.passing() {
 		g.open = make(chan struct{})
-		g.shut <- struct{}{}
+		select {
+		case g.shut <- struct{}{}:
+		default:
+		}
 	}
 }
 
