@@ -127,8 +127,19 @@ type lease struct {
 	resourcelock.Interface
 	w         *Writer
 	releasing func() bool
-	failing   bool // the last request failed; used by the elector's goroutine alone
+
+	// What fails, and when it did last; used by the elector's goroutine alone.
+	failing access
+	failed  time.Time
 }
+
+// An access is what a request does with the Lease. Who may read it may not be permitted to write it.
+type access string
+
+const (
+	reading access = "read"
+	writing access = "write"
+)
 
 // Get implements resourcelock.Interface.
 func (l *lease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
@@ -138,9 +149,9 @@ func (l *lease) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []
 	switch {
 	case err == nil:
 		l.w.saw(record.HolderIdentity)
-		l.report(nil)
+		l.report(reading, nil)
 	case !apierrors.IsNotFound(err): // then it is made
-		l.report(err)
+		l.report(reading, err)
 	}
 	return record, raw, err
 }
@@ -175,22 +186,27 @@ func (l *lease) written(record resourcelock.LeaderElectionRecord, err error) {
 	switch {
 	case err == nil:
 		l.w.saw(record.HolderIdentity)
-		l.report(nil)
+		l.report(writing, nil)
 	case !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err): // else another edge was quicker
-		l.report(err)
+		l.report(writing, err)
 	}
 }
 
-// report tells of failures once, and of their end. A namespace that does not exist is as good as a refusal.
-func (l *lease) report(err error) {
+// report tells of failures once, and of their end. A namespace that does not exist is as good as a refusal. That the Lease can
+// be read is no news of what cannot be written, unless that was not tried for long, as another edge holds it.
+func (l *lease) report(a access, err error) {
 	switch {
+	case err == nil && a == reading && l.failing == writing && time.Since(l.failed) < leaseDuration:
+		return
 	case err == nil:
 		l.w.refused.permit(resourceLease)
+		l.failing = ""
+		return
 	case apierrors.IsForbidden(err) || apierrors.IsNotFound(err):
 		l.w.refused.refuse(resourceLease, err)
 	}
-	if err != nil && !l.failing && !l.releasing() {
-		l.w.log.Warn("lease of the writer of status cannot be had, trying again", "lease", l.Describe(), "err", err)
+	if l.failing == "" && !l.releasing() {
+		l.w.log.Warn("lease of the writer of status cannot be had, trying again", "access", string(a), "lease", l.Describe(), "err", err)
 	}
-	l.failing = err != nil
+	l.failing, l.failed = a, time.Now()
 }

@@ -1,8 +1,10 @@
 package status
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -10,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -55,6 +58,35 @@ func TestLeaseThatIsRefusedIsAProblem(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The Lease can be read and not be written: that is one Problem as long as it lasts, and one line in the log.
+func TestLeaseThatCannotBeUpdated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		s.lease = &coordinationv1.Lease{} // which nobody holds
+		var refused atomic.Bool
+		refused.Store(true)
+		s.PrependReactor("update", "leases", func(clienttesting.Action) (bool, runtime.Object, error) {
+			return refused.Load(), nil, forbidden("leases", LeaseName)
+		})
+		var changes atomic.Int32
+		var log bytes.Buffer
+		w := newWriter(Options{Identity: "edge-1", LeaseNamespace: "sallyport", Changed: func() { changes.Add(1) },
+			Log: slog.New(slog.NewTextHandler(&log, nil))}, s)
+		run(t, w)
+		time.Sleep(time.Minute) // in the bubble's time
+		synctest.Wait()
+		if got := w.Problems(); len(got) != 1 || changes.Load() != 1 || strings.Count(log.String(), "cannot be had") != 1 {
+			t.Errorf("after a minute: problems %v, changed %d times, log\n%s", got, changes.Load(), log.String())
+		}
+		refused.Store(false)
+		time.Sleep(3 * retryPeriod)
+		synctest.Wait()
+		if w.leading() == nil || len(w.Problems()) > 0 {
+			t.Errorf("when it is permitted: leader %q, problems %v", w.Leader(), w.Problems())
+		}
+	})
 }
 
 func TestLeaderIsCountedAndReleases(t *testing.T) {
