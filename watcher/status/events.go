@@ -33,7 +33,13 @@ type problems struct {
 	mu       sync.Mutex
 	reported []model.Problem // as given to Report
 	standing map[model.Problem]bool
-	next     map[model.Problem]time.Time // not sent before; the past if missing. Outlives a Problem that comes and goes
+	next     map[model.Problem]turn // the past if missing. Outlives a Problem that comes and goes
+}
+
+// A turn is when the Event of a Problem is due next.
+type turn struct {
+	at  time.Time
+	uid string // of the object that the last one was about
 }
 
 // Report says which Problems there are; those of before that are missing are solved. Only the leader sends Events, and
@@ -46,10 +52,15 @@ func (w *Writer) Report(list []model.Problem) {
 		return
 	}
 	p.reported = list
+	stood := p.standing
 	p.standing = make(map[model.Problem]bool, len(list))
 	for _, problem := range list {
-		if problem.Object.Cluster == w.o.Cluster && apiVersions[problem.Object.Kind] != "" {
-			p.standing[problem] = true
+		if problem.Object.Cluster != w.o.Cluster || apiVersions[problem.Object.Kind] == "" {
+			continue
+		}
+		p.standing[problem] = true
+		if last := p.next[problem].uid; last != "" && !stood[problem] && last != w.uid(problem.Object) {
+			delete(p.next, problem) // the object was made anew
 		}
 	}
 	p.notify()
@@ -67,7 +78,7 @@ func (p *problems) notify() {
 func (p *problems) renewAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.next = map[model.Problem]time.Time{}
+	p.next = map[model.Problem]turn{}
 	p.notify()
 }
 
@@ -78,11 +89,11 @@ func (p *problems) stands(problem model.Problem) bool {
 	return p.standing[problem]
 }
 
-// postpone sets when the Event of a Problem is due next.
-func (p *problems) postpone(problem model.Problem, d time.Duration) {
+// postpone sets when the Event of a Problem is due next. uid is that of its object.
+func (p *problems) postpone(problem model.Problem, uid string, d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.next[problem] = time.Now().Add(d)
+	p.next[problem] = turn{time.Now().Add(d), uid}
 }
 
 // due returns the Problems whose Events are due, those that have waited longest first, at most eventBatch; and after what
@@ -93,19 +104,19 @@ func (p *problems) due() (batch []model.Problem, pause time.Duration) {
 	now := time.Now()
 	pause = renewAfter
 	for problem := range p.standing {
-		if wait := p.next[problem].Sub(now); wait > 0 {
+		if wait := p.next[problem].at.Sub(now); wait > 0 {
 			pause = min(pause, wait)
 			continue
 		}
 		batch = append(batch, problem)
 	}
-	for problem, at := range p.next {
-		if !p.standing[problem] && at.Before(now) {
+	for problem, turn := range p.next {
+		if !p.standing[problem] && turn.at.Before(now) {
 			delete(p.next, problem)
 		}
 	}
 	slices.SortFunc(batch, func(a, b model.Problem) int {
-		if order := p.next[a].Compare(p.next[b]); order != 0 {
+		if order := p.next[a].at.Compare(p.next[b].at); order != 0 {
 			return order
 		}
 		return a.Compare(b)
@@ -155,7 +166,7 @@ func (w *Writer) sendDue(ctx context.Context, t *term) (pause time.Duration) {
 func (w *Writer) send(ctx context.Context, problem model.Problem) error {
 	uid := w.uid(problem.Object)
 	if uid == "" {
-		w.problems.postpone(problem, retryEventAfter)
+		w.problems.postpone(problem, uid, retryEventAfter)
 		return nil
 	}
 	if err := w.sends.Wait(ctx); err != nil {
@@ -178,7 +189,7 @@ func (w *Writer) send(ctx context.Context, problem model.Problem) error {
 		w.log.Warn("event cannot be sent, trying again", "object", problem.Object.String(), "err", err)
 	}
 	w.metrics.events.WithLabelValues(result).Inc()
-	w.problems.postpone(problem, next)
+	w.problems.postpone(problem, uid, next)
 	return err
 }
 

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -96,6 +97,28 @@ func TestEventIsRenewedWhileTheProblemLasts(t *testing.T) {
 		}
 		if w.problems.due(); len(w.problems.next) > 0 {
 			t.Errorf("what is solved and over is kept: %v", w.problems.next)
+		}
+	})
+}
+
+// kubectl describe shows the Events of an object by its uid: one that was made anew gets its own at once.
+func TestObjectMadeAnewGetsItsEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		var uid atomic.Value
+		uid.Store(uidOf(problemOf("web", "").Object))
+		w := leadingWriter(t, s, Options{UID: func(model.ObjectRef) string { return uid.Load().(string) }})
+		w.Report([]model.Problem{problemOf("web", "m")})
+		synctest.Wait()
+		w.Report(nil)
+		uid.Store("uid-2")
+		w.Report([]model.Problem{problemOf("web", "m")})
+		time.Sleep(time.Second)
+		synctest.Wait()
+		list, err := s.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})
+		found := slices.ContainsFunc(list.Items, func(e corev1.Event) bool { return e.InvolvedObject.UID == "uid-2" })
+		if err != nil || len(list.Items) != 2 || !found {
+			t.Errorf("%v, want an Event on each of two objects, got %+v", err, list.Items)
 		}
 	})
 }
