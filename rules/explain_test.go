@@ -1,0 +1,88 @@
+package rules
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+
+	words "sallyport/cmd/sallyport/explain"
+	"sallyport/watcher/model"
+)
+
+// TestExplainSaysWhatTheRulesDo holds what `sallyport explain tcp://...` says to the rules, for random Services and
+// connections.
+func TestExplainSaysWhatTheRulesDo(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 8))
+	fates := map[string]int{}
+	for range 60 {
+		s, addresses, ports := randomServices(r)
+		var at []netip.Prefix
+		if r.IntN(2) == 0 {
+			at = append(at, netip.MustParsePrefix([]string{"192.0.2.0/24", "10.9.0.0/16", "2001:db8::/64"}[r.IntN(3)]))
+		}
+		tr := newTracer(t, Render(s, Options{NodePortAddresses: at, HashSeed: r.Uint32(), Router: true}), vipsOf(s)...)
+		o := words.Options{EdgeAddresses: []netip.Addr{netip.MustParseAddr(edgeIP)}, NodePortAddresses: at, Dataplane: "iptables"}
+		for _, addr := range addresses {
+			for range 20 {
+				proto, port := []string{"tcp", "udp"}[r.IntN(2)], ports[r.IntN(len(ports))]
+				flow := fmt.Sprintf("192.0.2.9 -> %s %s:%d", proto, addr, port)
+				want, _ := tr.trace(flow)
+				e, err := words.Explain(s, o, fmt.Sprintf("%s://%s:%d", proto, addr, port))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := fateOf(e); got != want {
+					t.Fatalf("%s, NodePorts at %v: explained as %q, the rules say %q\n%+v", flow, at, got, want, e)
+				}
+				word, _, _ := strings.Cut(want, ":")
+				fates[word[:3]]++
+			}
+		}
+	}
+	for _, some := range []string{"REJ", "not", "10."} {
+		if fates[some] < 100 {
+			t.Errorf("of what was compared %v, %s too seldom", fates, some)
+		}
+	}
+}
+
+// fateOf is an explanation in the words of trace.
+func fateOf(e words.Explanation) string {
+	switch e.Verdict {
+	case words.Refused:
+		return "REJECT"
+	case words.None:
+		return "not ours"
+	}
+	var to []string
+	for _, d := range e.Backends[0].Destinations {
+		to = append(to, d.Address.String())
+	}
+	return sorted(strings.Join(to, " ")) + " masq"
+}
+
+// randomServices makes some Services, and what is worth a connection: addresses and ports.
+func randomServices(r *rand.Rand) (s *model.Snapshot, addresses []string, ports []int) {
+	s, addresses, ports = snapshot(), []string{edgeIP, "203.0.113.9"}, []int{22, 53, 80, 30999}
+	for i := range 1 + r.IntN(8) {
+		vip := ""
+		if r.IntN(3) > 0 {
+			vip = fmt.Sprintf("198.51.100.%d", 10+i)
+			addresses = append(addresses, vip)
+		}
+		var list []string
+		for k, port := range []int{53, 80, 8000 + i} {
+			nodePort := 0
+			if r.IntN(3) > 0 {
+				nodePort = 30000 + 10*i + k
+				ports = append(ports, nodePort)
+			}
+			list = append(list, fmt.Sprintf("%s %d %d:%s", []string{"TCP", "UDP"}[r.IntN(2)], port, nodePort, destinations([]int{0, 1, 3, 12}[r.IntN(4)])))
+			ports = append(ports, port)
+		}
+		s.Services = append(s.Services, service(fmt.Sprint("s", i), vip, list...))
+	}
+	return s, addresses, ports
+}
