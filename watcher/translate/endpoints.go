@@ -82,15 +82,28 @@ func modelEndpoint(e *discoveryv1.Endpoint, addr netip.Addr) model.Endpoint {
 	m := model.Endpoint{
 		Addr:        netip.AddrPortFrom(addr, 0),
 		Node:        value(e.NodeName, ""),
-		Zone:        value(e.Zone, ""),
+		Zone:        shown(value(e.Zone, "")),
 		Ready:       value(e.Conditions.Ready, true),
 		Serving:     value(e.Conditions.Serving, true),
 		Terminating: value(e.Conditions.Terminating, false),
 	}
 	if e.TargetRef != nil && e.TargetRef.Kind == "Pod" {
-		m.Pod = e.TargetRef.Name
+		m.Pod = shown(e.TargetRef.Name)
 	}
 	return m
+}
+
+// shown is a name that the API server takes as it is, and that nothing is decided by, fit for the terminal of who asks: short,
+// and without what moves the cursor or begins a new line.
+func shown(name string) string {
+	const most = 253 // metadata.name (RFC 1123 subdomain)
+	name = brief(name, most)
+	for i := range len(name) {
+		if name[i] <= ' ' || name[i] > '~' {
+			return strconv.QuoteToASCII(name)
+		}
+	}
+	return name
 }
 
 // endpoints collects the endpoints of one service port from the slices of its Service: a slice's port belongs to the

@@ -47,11 +47,22 @@ func (e *explainer) connection(c connection) {
 // holder is the Service that has the VIP, or nil.
 func (e *explainer) holder(addr netip.Addr) *model.Service {
 	i := slices.IndexFunc(e.s.Services, func(s model.Service) bool { return slices.Contains(s.VIPs, addr) })
-	if i < 0 {
+	if i < 0 || e.isTaken(&e.s.Services[i], addr) {
 		return nil
 	}
 	return &e.s.Services[i]
 }
+
+// isTaken says whether this edge refuses the Service a VIP that it was given, as the address is someone else's: only the
+// Problem tells.
+func (e *explainer) isTaken(s *model.Service, vip netip.Addr) bool {
+	return slices.ContainsFunc(e.o.Problems, func(p model.Problem) bool {
+		return p.Object == s.Ref && p.Reason == model.ReasonAddressTaken && strings.HasPrefix(p.Message, vip.String()+" ")
+	})
+}
+
+// servesFamily says whether VIPs of the address's family are served.
+func (e *explainer) servesFamily(vip netip.Addr) bool { return vip.Is4() || e.o.Dataplane == userspace }
 
 // isOwn says whether the address is the edge's. Where its addresses are not known, any is that is nothing else.
 func (e *explainer) isOwn(addr netip.Addr) bool {
@@ -70,13 +81,16 @@ func (e *explainer) atVIP(c connection, s *model.Service) {
 	e.step("address", fmt.Sprintf("%v is a VIP of %v", c.to.Addr(), s.Ref))
 	p := s.Port(c.to.Port(), c.protocol)
 	switch {
-	case p == nil:
-		e.step("chain", e.chain("filter", "SALLY-INPUT", "SALLY-GUARD"))
-		e.conclude(Refused, fmt.Sprintf("%v has no port %d/%s, and nothing else is served at a VIP", s.Ref, c.to.Port(), c.protocol))
-		e.hint(fmt.Sprintf("it has %s", list(portNames(s), "no port that is served")))
-	case !c.to.Addr().Is4() && e.o.Dataplane != userspace:
+	case !e.servesFamily(c.to.Addr()):
 		e.conclude(None, "IPv6 VIPs are not served by the kernel dataplane")
 		e.hint("ask for an IPv4 address")
+	case p == nil && e.o.Dataplane == userspace: // where a VIP is an address like others, and not guarded
+		e.hint(fmt.Sprintf("%v has %s", s.Ref, list(portNames(s), "no port that is served")))
+		e.atEdge(c)
+	case p == nil:
+		e.step("chain", "filter SALLY-INPUT, SALLY-GUARD")
+		e.conclude(Refused, fmt.Sprintf("%v has no port %d/%s, and nothing else is served at a VIP", s.Ref, c.to.Port(), c.protocol))
+		e.hint(fmt.Sprintf("it has %s", list(portNames(s), "no port that is served")))
 	default:
 		e.forward(s, p, fmt.Sprintf("VIP %v", c.to), "SALLY-VIP")
 	}
@@ -90,18 +104,18 @@ func portNames(s *model.Service) []string {
 	return out
 }
 
-// chain names the chains that a packet takes, for who reads iptables-save.
-func (e *explainer) chain(table string, chains ...string) string {
+// chain names the chains of the nat table that a packet takes, for who reads iptables-save.
+func (e *explainer) chain(chains ...string) string {
 	if e.o.Dataplane == userspace {
 		return "none: connections are taken in user space"
 	}
-	return table + " " + strings.Join(chains, ", ")
+	return "nat SALLY-SERVICES, " + strings.Join(chains, ", ")
 }
 
 // forward says where a service port's connections go, and concludes.
 func (e *explainer) forward(s *model.Service, p *model.ServicePort, what string, chains ...string) {
 	e.step("port", fmt.Sprintf("%s is %v port %s", what, s.Ref, portName(p)))
-	e.step("chain", e.chain("nat", append([]string{"SALLY-SERVICES"}, chains...)...))
+	e.step("chain", e.chain(chains...))
 	b := e.backend(s, p)
 	e.out.Backends = []Backend{b}
 	if len(b.Destinations) == 0 {

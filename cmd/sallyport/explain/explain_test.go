@@ -2,6 +2,8 @@ package explain
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -368,5 +370,39 @@ func TestExpiredCertificate(t *testing.T) {
 	o.Now = time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
 	if got := explain(t, edgeOf(), o, "https://shop.example.com/"); !strings.Contains(got, expired) {
 		t.Errorf("want %q in\n%s", expired, got)
+	}
+}
+
+// TestTakenVIP: a VIP that the edge refuses a Service, which only a Problem of the kernel's reconciler tells, leads where the
+// address led before.
+func TestTakenVIP(t *testing.T) {
+	edge, node := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.0.0.11")
+	s := edgeOf()
+	web := &s.Services[0]
+	web.VIPs = []netip.Addr{edge, node, netip.MustParseAddr("192.0.2.10")}
+	o := Options{HTTPPort: 80, EdgeAddresses: []netip.Addr{edge}, Dataplane: "iptables"}
+	for _, a := range web.VIPs[:2] { // in the words of package rules
+		o.Problems = append(o.Problems, model.Problem{Object: web.Ref, Reason: model.ReasonAddressTaken, Message: a.String() + " is not served: it is taken: choose another"})
+	}
+	for _, tt := range []struct{ target, want string }{
+		{"tcp://192.0.2.1:80", "SERVED\nthe edge itself listens on port 80"},
+		{"http://192.0.2.1/", "NONE\nthe request is answered 404"},
+		{"tcp://10.0.0.11:80", "NONE\n10.0.0.11 is no address of this edge, nor a VIP"},
+		{"tcp://192.0.2.10:80", "SERVED\nVIP 192.0.2.10:80 leads to Service shop/a"},
+		{"service/shop/a", "SERVED\nService shop/a is reached by tcp://192.0.2.10:80, http://shop.example.com"},
+	} {
+		if got := explain(t, s, o, tt.target); !strings.HasPrefix(got, tt.target+": "+tt.want) {
+			t.Errorf("%s: got\n%s\nwant %s", tt.target, got, tt.want)
+		}
+	}
+}
+
+// TestNamesInCertificatesAreHarmless: who makes a certificate chooses what it is for, escape sequences of terminals included.
+func TestNamesInCertificatesAreHarmless(t *testing.T) {
+	s := edgeOf()
+	s.Certificates[0].Pair = &tls.Certificate{Leaf: &x509.Certificate{DNSNames: []string{"\x1b[2J", "b", "c", "d", "e", "f"}}}
+	got := explain(t, s, Options{HTTPSPort: 443}, "https://shop.example.com/")
+	if want := `but for "\x1b[2J", "b", "c", "d", "e" and 1 more: clients refuse it`; !strings.Contains(got, want) {
+		t.Errorf("want %s in\n%s", want, got)
 	}
 }

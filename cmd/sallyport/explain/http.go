@@ -1,6 +1,8 @@
 package explain
 
 import (
+	"cmp"
+	"crypto/x509"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -116,8 +118,17 @@ func (e *explainer) certificate(r request) {
 		e.hint(fmt.Sprintf("the certificate of %v has expired: clients refuse it", c.Ref))
 	}
 	if c.Pair != nil && c.Pair.Leaf != nil && c.Pair.Leaf.VerifyHostname(r.host) != nil {
-		e.hint(fmt.Sprintf("the certificate of %v is not for %s but for %s: clients refuse it", c.Ref, r.host, list(c.Pair.Leaf.DNSNames, "no DNS name")))
+		e.hint(fmt.Sprintf("the certificate of %v is not for %s but for %s: clients refuse it", c.Ref, r.host, namesOf(c.Pair.Leaf)))
 	}
+}
+
+// namesOf shows a few of the names of a certificate, in quotes: they are whatever its author has written.
+func namesOf(c *x509.Certificate) string {
+	var names []string
+	for _, n := range c.DNSNames {
+		names = append(names, strconv.QuoteToASCII(n))
+	}
+	return cmp.Or(few(names), "no DNS name")
 }
 
 func certificateView(c *model.Certificate) *Certificate {

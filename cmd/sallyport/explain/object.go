@@ -83,6 +83,9 @@ func (e *explainer) waysTo(s *model.Service) []string {
 	for i := range s.Ports {
 		p := &s.Ports[i]
 		for _, vip := range s.VIPs {
+			if e.isTaken(s, vip) || !e.servesFamily(vip) {
+				continue
+			}
 			add("VIP", connection{p.Protocol, netip.AddrPortFrom(vip, p.Port)}.String())
 		}
 		if p.NodePort != 0 {
