@@ -134,3 +134,26 @@ func TestProblemsOfOneObjectAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestSecretsOfOneIngressAreBounded: each that is wanted is a watch.
+func TestSecretsOfOneIngressAreBounded(t *testing.T) {
+	for n, problems := range map[int]int{maxTLSEntries: 0, maxTLSEntries + 1: 1, 100_000: 1} {
+		ing := hostileIngress()
+		for i := range n {
+			ing.Spec.TLS = append(ing.Spec.TLS, networkingv1.IngressTLS{SecretName: fmt.Sprint("s", i), Hosts: []string{hostOf(i)}})
+		}
+		c := objects.Cluster{Ingresses: []*networkingv1.Ingress{ing}, IngressClasses: largeCluster(0)[0].IngressClasses}
+		if got := len(WantedSecrets(c, Options{TLS: true})); got != maxTLSEntries {
+			t.Errorf("of %d Secrets %d are wanted, want %d", n, got, maxTLSEntries)
+		}
+		told := 0
+		for _, p := range translateHostile(c, Options{}).Problems {
+			if p.Field == "spec.tls" {
+				told++
+			}
+		}
+		if told != problems {
+			t.Errorf("%d entries: told %d times that there are too many, want %d", n, told, problems)
+		}
+	}
+}

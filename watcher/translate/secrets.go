@@ -21,9 +21,9 @@ func WantedSecrets(c objects.Cluster, o Options) []objects.Name {
 		if !classes.serve(ing) {
 			continue
 		}
-		for i := range ing.Spec.TLS {
-			if s := ing.Spec.TLS[i].SecretName; s != "" {
-				names = append(names, objects.Name{Namespace: ing.Namespace, Name: s})
+		for _, e := range tlsEntries(ing) {
+			if e.SecretName != "" {
+				names = append(names, objects.Name{Namespace: ing.Namespace, Name: e.SecretName})
 			}
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	networkingv1 "k8s.io/api/networking/v1"
+
 	"sallyport/watcher/model"
 	"sallyport/watcher/objects"
 )
@@ -41,10 +43,21 @@ func (g *ingress) tls() {
 		g.complain("spec.tls", model.ReasonUnsupported, "TLS is not served: the hosts are served by plain HTTP only")
 		return
 	}
-	for i := range g.Spec.TLS {
+	entries := tlsEntries(g.Ingress)
+	if len(entries) < len(g.Spec.TLS) {
+		g.complain("spec.tls", model.ReasonUnsupported, "%d entries are given, and an Ingress has %d at most: the others are left out", len(g.Spec.TLS), maxTLSEntries)
+	}
+	for i := range entries {
 		g.tlsEntry(i)
 	}
 	slices.Sort(g.secure)
+}
+
+// maxTLSEntries is how many entries of spec.tls count. Each may name a Secret, and that is a watch.
+const maxTLSEntries = 256
+
+func tlsEntries(ing *networkingv1.Ingress) []networkingv1.IngressTLS {
+	return ing.Spec.TLS[:min(len(ing.Spec.TLS), maxTLSEntries)]
 }
 
 // tlsEntry does spec.tls[i]. One that names no hosts is for those of its certificate.
