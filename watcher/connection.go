@@ -37,6 +37,9 @@ type connection struct {
 	// complete is set when there were Objects for the first time.
 	complete atomic.Bool
 
+	// mixed is set when another cluster's objects came through: the gate looks at connections as they begin, not at what
+	// becomes of them. What the caches hold is of no use any longer.
+	mixed atomic.Bool
 	// active is set while this is the connection whose objects are served.
 	active atomic.Bool
 
@@ -181,7 +184,10 @@ func (c *connection) Objects() (_ objects.Cluster, ok bool) {
 		return objects.Cluster{}, false
 	}
 	c.complete.Store(true)
-	return all, c.identity.matches(c.uid("Namespace", "", metav1.NamespaceSystem))
+	if !c.identity.matches(c.uid("Namespace", "", metav1.NamespaceSystem)) {
+		c.mixed.Store(true)
+	}
+	return all, !c.mixed.Load()
 }
 
 // unread lists what is denied and was never read.

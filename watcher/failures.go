@@ -50,15 +50,18 @@ const denialPatience = 10 * time.Second
 
 // refused takes note of a refusal.
 func (c *connection) refused(k *kind, err error) {
-	code, patience := http.StatusForbidden, c.patience
+	code, patience, effect := http.StatusForbidden, c.patience, "left out"
 	if apierrors.IsNotFound(err) {
 		code = http.StatusNotFound
+	}
+	if k.informer.HasSynced() {
+		effect = "stays as it was read"
 	}
 	if k.informer.HasSynced() || c.complete.Load() {
 		patience = 0
 	}
 	k.refusal.refuse(code, patience, func() {
-		k.log.log.Error("kind left out: the API server keeps refusing it", "code", code)
+		k.log.log.Error("kind refused by the API server", "code", code, "effect", effect)
 		c.notify() // the others need not wait any longer
 	})
 }

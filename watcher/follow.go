@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 
+	"k8s.io/client-go/rest"
+
 	"sallyport/watcher/objects"
 )
 
@@ -74,22 +76,46 @@ func (f *follower) end() {
 	}
 }
 
-// look makes a connection of a kubeconfig that has changed, in place of one that has not taken over yet. The files must
-// have been the same twice, because one may be half written.
+// look makes a connection of a kubeconfig that has changed, and one for a connection whose caches are of no use.
 func (f *follower) look(ctx context.Context) {
+	if f.kubeconfigChanged() {
+		next, origin, err := f.api.reconnect()
+		if err != nil {
+			f.api.o.Log.Error("kubeconfig has changed and cannot be used, the connection stays", "err", err)
+			return
+		}
+		f.api.o.Log.Info("kubeconfig has changed, connecting anew", "from", origin, "server", next.server())
+		f.follow(ctx, next)
+		return
+	}
+	newest := f.api.next.Load()
+	if newest == nil {
+		newest = f.api.current.Load()
+	}
+	if !newest.mixed.Load() {
+		return
+	}
+	f.api.o.Log.Error("objects of another cluster came through, connecting anew", "server", newest.server())
+	if next, err := f.api.connection(newest.config); err == nil { // the config was good before
+		f.follow(ctx, next)
+	}
+}
+
+// kubeconfigChanged says whether there is another kubeconfig than the newest connection's. The files must have been the
+// same twice, because one may be half written.
+func (f *follower) kubeconfigChanged() bool {
 	now := f.api.o.Kubeconfig.fingerprint()
 	stable := now == f.seen
 	f.seen = now
 	if !stable || now == f.files {
-		return
+		return false
 	}
 	f.files = now
-	next, origin, err := f.api.reconnect()
-	if err != nil {
-		f.api.o.Log.Error("kubeconfig has changed and cannot be used, the connection stays", "err", err)
-		return
-	}
-	f.api.o.Log.Info("kubeconfig has changed, connecting anew", "from", origin, "server", next.server())
+	return true
+}
+
+// follow begins the connection that is to take over, in place of one that has not done so yet.
+func (f *follower) follow(ctx context.Context, next *connection) {
 	if old := f.api.next.Swap(next); old != nil {
 		f.drop(old)
 	}
@@ -130,12 +156,18 @@ func (a *API) reconnect() (c *connection, origin string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	c, err = newConnection(config, a.o, a.identity)
+	c, err = a.connection(config)
+	return c, origin, err
+}
+
+// connection returns another connection, to the API server that config leads to.
+func (a *API) connection(config *rest.Config) (*connection, error) {
+	c, err := newConnection(config, a.o, a.identity)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	c.patience = a.current.Load().patience
-	return c, origin, nil
+	return c, nil
 }
 
 // fingerprint reads the kubeconfig's files. A file that cannot be read counts as another content. The files that a

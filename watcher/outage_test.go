@@ -123,7 +123,7 @@ func TestAPIOtherCluster(t *testing.T) {
 	log, lines := textLog()
 	a := connect(t, s, testOptions(log))
 	changes := start(t, a)
-	eventually(t, changes, "a", func() bool { return names(a) == "a" })
+	eventually(t, tick(t), "a", func() bool { return names(a) == "a" && a.Health().Up })
 
 	s.change(true, func() { s.away = true })
 	eventually(t, changes, "away", func() bool { return !a.Health().Up })
@@ -143,6 +143,28 @@ func TestAPIOtherCluster(t *testing.T) {
 	}
 	s.become("one")
 	eventually(t, changes, "no conflict", func() bool { c, _ := a.Objects(); return !c.Stale && c.Conflict == "" && names(a) == "a b" })
+}
+
+// TestAPIOtherClusterThroughOpenConnections has it become another cluster's without a connection that ends: nothing is
+// handed out of what came, and what is handed out later is read anew.
+func TestAPIOtherClusterThroughOpenConnections(t *testing.T) {
+	t.Parallel()
+	s := newAPIServer(t, "one")
+	s.putService("a")
+	log, lines := textLog()
+	a := connect(t, s, testOptions(log))
+	changes := start(t, a)
+	eventually(t, tick(t), "a", func() bool { return names(a) == "a" && a.Health().Up })
+	s.become("two")
+	s.putService("b")
+	eventually(t, changes, "nothing is handed out", func() bool { return !ready(a)() })
+	eventually(t, tick(t), "it is told", func() bool { return strings.Contains(a.Health().LastError, "another cluster") })
+	s.change(false, func() { delete(s.objects["services"], "shop/b") })
+	s.become("one")
+	eventually(t, tick(t), "a", func() bool { return names(a) == "a" && a.Health().Up })
+	if n := strings.Count(lines.String(), "came through"); n != 1 {
+		t.Errorf("it is logged %d times: %s", n, lines)
+	}
 }
 
 // expectNoAnswer has another client of the API ask for something.

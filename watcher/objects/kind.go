@@ -25,7 +25,8 @@ type kind struct {
 	add    func(c *Cluster, o metav1.Object)
 	list   func(c Cluster) []metav1.Object
 	// document gives the object as it is written: with apiVersion and kind, which objects from an API server lack, and
-	// without the resourceVersion, with which kubectl apply would refuse it.
+	// without resourceVersion and UID, with which another API server would refuse it. That of the namespace kube-system
+	// stays: it identifies the cluster.
 	document func(o metav1.Object) any
 }
 
@@ -87,6 +88,9 @@ func newKind[T any, P object[T]](apiVersion, name string, namespaced bool,
 			v := *o.(P)
 			*meta(&v) = metav1.TypeMeta{APIVersion: apiVersion, Kind: name}
 			P(&v).SetResourceVersion("")
+			if name != "Namespace" || o.GetName() != metav1.NamespaceSystem {
+				P(&v).SetUID("")
+			}
 			return &v
 		},
 	}

@@ -175,14 +175,15 @@ func TestWriteReads(t *testing.T) {
 // TestWriteSetsKind writes objects as they come from an API server, which have neither apiVersion nor kind.
 func TestWriteSetsKind(t *testing.T) {
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop", ResourceVersion: "7", UID: "u"}}
-	text := written(t, Cluster{Services: []*corev1.Service{s}})
-	if got := summary(Parse("f.yaml", []byte(text))); got != "Service shop/web\n" {
+	system := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespaceSystem, UID: "cluster"}}
+	text := written(t, Cluster{Services: []*corev1.Service{s}, Namespaces: []*corev1.Namespace{system}})
+	if got := summary(Parse("f.yaml", []byte(text))); got != "Namespace kube-system\nService shop/web\n" {
 		t.Errorf("got %s of\n%s", got, text)
 	}
-	if strings.Contains(text, "resourceVersion") || !strings.Contains(text, `"uid":"u"`) {
-		t.Errorf("want the uid and no resourceVersion:\n%s", text)
+	if strings.Contains(text, "resourceVersion") || strings.Contains(text, `"uid":"u"`) || !strings.Contains(text, `"uid":"cluster"`) {
+		t.Errorf("want the UID of the cluster, no other and no resourceVersion:\n%s", text)
 	}
-	if s.Kind != "" || s.ResourceVersion != "7" {
+	if s.Kind != "" || s.ResourceVersion != "7" || s.UID != "u" {
 		t.Error("the object was modified")
 	}
 }
