@@ -43,6 +43,7 @@ func (w *Writer) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	defer w.writing.Unlock()
 	due := changes(s, w.o.Cluster, w.o.IngressAddresses())
 	t.forget(due)
+	t.failedLast(due)
 	err := w.writeAll(ctx, t, due)
 	if ctx.Err() != nil {
 		return nil // we lead no more, or are stopping: what failed was cut short
@@ -106,6 +107,18 @@ func (t *term) forget(due []change) {
 			delete(t.attempts, ref)
 		}
 	}
+}
+
+// failedLast puts the changes that were tried in vain behind the others: an error that is taken for one of all objects, such as a
+// refusal, may be one of the first alone, which a policy of its namespace refuses, or times out.
+func (t *term) failedLast(due []change) {
+	failed := func(c change) int {
+		if t.attempts[c.seen.Ref].err != nil {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(due, func(a, b change) int { return failed(a) - failed(b) })
 }
 
 // write makes one change and keeps how it went.

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -108,9 +109,12 @@ func snapshotOf(n int) *model.Snapshot {
 }
 
 // follow shows in the snapshot what was written.
-func (s *server) follow(snapshot *model.Snapshot) *model.Snapshot {
+func (s *server) follow(snapshot *model.Snapshot) *model.Snapshot { return s.followBut(snapshot, "") }
+
+// followBut is follow without the writes of one Service, which failed.
+func (s *server) followBut(snapshot *model.Snapshot, failed string) *model.Snapshot {
 	for i := range snapshot.Statuses {
-		if seen := &snapshot.Statuses[i]; s.written(seen.Ref.Name) > 0 {
+		if seen := &snapshot.Statuses[i]; s.written(seen.Ref.Name) > 0 && seen.Ref.Name != failed {
 			seen.Marked, seen.Addresses = true, statusAddresses("Proxy", "192.0.2.10")
 		}
 	}
@@ -221,6 +225,34 @@ func TestReconcileStopsWhenTheServerIsAway(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What is refused for one object, or takes too long, as a policy or webhook of its namespace may have it, is taken for a refusal
+// or failure of all: it is tried after the others the next time.
+func TestErrorThatSeemsToConcernAllDoesNotHoldUpOthers(t *testing.T) {
+	for _, fault := range []error{forbidden("services/status", "web-000"), context.DeadlineExceeded} {
+		t.Run(fault.Error(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newServer()
+				w := leadingWriter(t, s, Options{})
+				s.failWith(func(name string) error {
+					if name == "web-000" {
+						return fault
+					}
+					return nil
+				})
+				for range 3 {
+					if err := w.Reconcile(t.Context(), s.followBut(snapshotOf(10), "web-000")); err == nil {
+						t.Error("want the error of web-000")
+					}
+					time.Sleep(refusalPause) // in the bubble's time
+				}
+				if s.written("web-009") != 1 || s.written("web-000") != 3 {
+					t.Errorf("web-009 was written %d times, want 1; web-000 %d times, want 3", s.written("web-009"), s.written("web-000"))
+				}
+			})
+		})
+	}
 }
 
 func TestRefusedKindIsAProblemAndAskedForSeldom(t *testing.T) {
