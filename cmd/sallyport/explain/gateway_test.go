@@ -142,7 +142,9 @@ func ask(t *testing.T, address, scheme, host, path string) string {
 	d := &net.Dialer{}
 	client := http.Client{Timeout: 10 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: host},
-			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) { return d.DialContext(ctx, network, address) }}}
+			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return d.DialContext(ctx, network, address)
+			}}}
 	resp, err := client.Get(scheme + "://" + host + path)
 	if err != nil {
 		t.Fatal(err)
