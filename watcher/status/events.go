@@ -96,8 +96,8 @@ func (p *problems) postpone(problem model.Problem, uid string, d time.Duration) 
 	p.next[problem] = turn{time.Now().Add(d), uid}
 }
 
-// due returns the Problems whose Events are due, those that have waited longest first, at most eventBatch; and after what
-// time to ask again if there are none.
+// due returns the Problems whose Events are due, those that have waited longest first, each namespace in its turn, at most
+// eventBatch; and after what time to ask again if there are none.
 func (p *problems) due() (batch []model.Problem, pause time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -110,8 +110,8 @@ func (p *problems) due() (batch []model.Problem, pause time.Duration) {
 		}
 		batch = append(batch, problem)
 	}
-	for problem, turn := range p.next {
-		if !p.standing[problem] && turn.at.Before(now) {
+	for problem, next := range p.next {
+		if !p.standing[problem] && next.at.Before(now) {
 			delete(p.next, problem)
 		}
 	}
@@ -121,7 +121,19 @@ func (p *problems) due() (batch []model.Problem, pause time.Duration) {
 		}
 		return a.Compare(b)
 	})
+	eachNamespaceInTurn(batch)
 	return batch[:min(len(batch), eventBatch)], pause
+}
+
+// eachNamespaceInTurn puts the first Problem of each namespace before the second of any, and so on: one with thousands must not
+// hold up the others for hours.
+func eachNamespaceInTurn(list []model.Problem) {
+	turn, seen := make(map[model.Problem]int, len(list)), map[string]int{}
+	for _, p := range list {
+		turn[p] = seen[p.Object.Namespace]
+		seen[p.Object.Namespace]++
+	}
+	slices.SortStableFunc(list, func(a, b model.Problem) int { return turn[a] - turn[b] })
 }
 
 // sendEvents sends what is due while this edge leads, until ctx ends.

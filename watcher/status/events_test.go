@@ -69,6 +69,26 @@ func TestEventsAreHeldToARate(t *testing.T) {
 	})
 }
 
+// One namespace with many problems does not keep those of another from being told.
+func TestEventsOfEachNamespaceInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer()
+		w := leadingWriter(t, s, Options{UID: uidOf})
+		late := problemOf("web", "m")
+		late.Object.Namespace = "zoo"
+		w.Report(append(problemsOf(2000), late))
+		time.Sleep(time.Second) // in the bubble's time
+		synctest.Wait()
+		w.Report(append(problemsOf(2000), late, model.Problem{Object: late.Object, Reason: late.Reason, Message: "another"}))
+		time.Sleep(eventBatch * time.Second / eventsPerSec)
+		synctest.Wait()
+		list, err := s.CoreV1().Events("zoo").List(t.Context(), metav1.ListOptions{})
+		if err != nil || len(list.Items) != 2 {
+			t.Errorf("%v, %d Events of namespace zoo, want 2", err, len(list.Items))
+		}
+	})
+}
+
 func TestEventIsRenewedWhileTheProblemLasts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer()
