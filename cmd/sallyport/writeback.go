@@ -38,18 +38,18 @@ func (e *edge) newStatusLane(i input, problems *problemBook, results *prometheus
 	return l, nil
 }
 
-// ingressAddresses are those that the status of Ingresses shows.
+// ingressAddresses are those that the status of Ingresses shows: configured ones, or those of L7 that clients can connect to.
 func ingressAddresses(c config.Config) []netip.Addr {
 	if len(c.Status.IngressAddresses) > 0 || !c.L7.Enabled {
 		return c.Status.IngressAddresses
 	}
 	var out []netip.Addr
 	for _, text := range c.L7.Addresses {
-		if text == config.EdgeAddresses {
-			if a := primaryAddress(); a.IsValid() {
-				out = append(out, a)
-			}
-		} else if a, err := netip.ParseAddr(text); err == nil {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.IsUnspecified() { // "edge", or the same as an address: every one
+			a = primaryAddress()
+		}
+		if a.IsValid() && !a.IsLoopback() {
 			out = append(out, a)
 		}
 	}
