@@ -50,7 +50,7 @@ func (b *problemBook) set(part string, list []model.Problem) {
 	for _, p := range missingIn(b.all, before) {
 		b.log.Info("problem solved", attributes(p)...)
 	}
-	b.count()
+	b.count(before)
 	if b.changed != nil {
 		b.changed(b.all)
 	}
@@ -87,9 +87,15 @@ func attributes(p model.Problem) []any {
 }
 
 // count sets the gauge, also to 0 for a reason that is gone.
-func (b *problemBook) count() {
-	b.gauge.Reset()
+func (b *problemBook) count(before []model.Problem) {
+	counts := map[model.Reason]float64{}
+	for _, p := range before {
+		counts[p.Reason] = 0
+	}
 	for _, p := range b.all {
-		b.gauge.WithLabelValues(string(p.Reason)).Inc()
+		counts[p.Reason]++
+	}
+	for reason, n := range counts {
+		b.gauge.WithLabelValues(string(reason)).Set(n)
 	}
 }

@@ -34,6 +34,9 @@ func TestProblemsOfAllPartsAreToldOnceAndCounted(t *testing.T) {
 		t.Errorf("a problem that another part still has is called solved:\n%s", log.String())
 	}
 	b.set("translate", []model.Problem{ing})
+	if n := testutil.CollectAndCount(b.gauge); n != 2 {
+		t.Errorf("%d reasons are shown, want also the one that is gone, as 0", n)
+	}
 	if n := strings.Count(log.String(), "problem solved"); n != 1 || testutil.ToFloat64(b.gauge.WithLabelValues("Unsupported")) != 1 ||
 		testutil.ToFloat64(b.gauge.WithLabelValues("AddressTaken")) != 0 {
 		t.Errorf("%d solved, want 1:\n%s", n, log.String())
