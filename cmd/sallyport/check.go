@@ -61,7 +61,7 @@ func review(ctx context.Context, c config.Config) (checkReport, error) {
 	if err != nil {
 		return checkReport{}, err
 	}
-	r := checkReport{Edge: c.Edge.Name, Does: []line{
+	r := checkReport{Edge: c.Edge.Name, Findings: []rules.Finding{}, Does: []line{
 		{"serves", source},
 		{"reaches pods", describeReach(c)},
 		{"NodePorts", describeNodePorts(c)},
@@ -71,9 +71,11 @@ func review(ctx context.Context, c config.Config) (checkReport, error) {
 		{"writes", describeStatus(c)},
 		{"admin", fmt.Sprintf("http://%s/healthz, /readyz, /metrics; %s", c.Edge.Admin.Address, cmp.Or(c.Edge.Admin.Socket, "no socket"))},
 	}}
-	if c.L4.Dataplane == config.DataplaneIptables {
-		r.Findings, err = rules.Inspect(ctx, rulesOptions(c))
+	if c.L4.Dataplane != config.DataplaneIptables {
+		return r, nil
 	}
+	found, err := rules.Inspect(ctx, rulesOptions(c))
+	r.Findings = append(r.Findings, found...)
 	return r, err
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sallyport/cmd/sallyport/admin"
 	"sallyport/cmd/sallyport/config"
 	"sallyport/rules"
 )
@@ -27,10 +28,12 @@ the link sally0 with its addresses. What others made is not touched. Stop "sally
 				fmt.Fprintln(cmd.ErrOrStderr(), "sallyport: going on with the default configuration:", err)
 				c = config.Default()
 			}
+			warnOfRunning(cmd, c.Edge.Admin.Socket)
 			o := rulesOptions(c)
 			o.Log = newLogger(cmd.ErrOrStderr(), c.Edge.Log)
 			removed, err := rules.Cleanup(cmd.Context(), o)
-			return errors.Join(err, out.write(cmd.OutOrStdout(), map[string][]string{"removed": removed}, func(w io.Writer) error {
+			list := map[string][]string{"removed": append([]string{}, removed...)} // in JSON a list, also of nothing
+			return errors.Join(err, out.write(cmd.OutOrStdout(), list, func(w io.Writer) error {
 				for _, what := range removed {
 					fmt.Fprintln(w, "removed", what)
 				}
@@ -44,4 +47,12 @@ the link sally0 with its addresses. What others made is not touched. Stop "sally
 	f.add(cmd)
 	out.add(cmd)
 	return cmd
+}
+
+// warnOfRunning says that an edge which runs makes a cleanup pointless.
+func warnOfRunning(cmd *cobra.Command, socket string) {
+	var s admin.Status
+	if err := (admin.Client{Socket: socket}).Get(cmd.Context(), "/v1/status", nil, &s); err == nil && s.Dataplane != config.DataplaneUserspace {
+		fmt.Fprintf(cmd.ErrOrStderr(), "sallyport: edge %s runs and writes everything anew: stop it, then clean up again\n", s.Edge)
+	}
 }

@@ -2,6 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,7 +13,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/vishvananda/netns"
+
+	"sallyport/cmd/sallyport/admin"
+	"sallyport/watcher/model"
 )
 
 // command runs the command line in this process.
@@ -107,6 +115,13 @@ func TestMistakesAreNamed(t *testing.T) {
 		{"missing config", []string{"check", "--config", "/nonexistent/sallyport.yaml"}, "/nonexistent/sallyport.yaml"},
 		{"bad flag value", []string{"check", "--reach", "direct"}, `command line: reach: "direct" is not known`},
 		{"bad admin address", []string{"run", "--admin-address", "9440"}, "--admin-address"},
+		{"no HTTP port", []string{"check", "--http-port", "0"}, "command line: l7.httpPort: 0 is not a port"},
+		{"no HTTP port in the demo", []string{"demo", "--http-port", "0"}, "command line: l7.httpPort: 0 is not a port"},
+		{"bad HTTP port", []string{"check", "--http-port", "70000"}, `--http-port: "70000" is not a number from 0 to 65535`},
+		{"bad HTTPS port", []string{"check", "--https-port", "https"}, `--https-port: "https" is not a number from 0 to 65535`},
+		{"nothing to render", []string{"render", "-f", ""}, "--filename"},
+		{"nothing to explain", []string{"explain"}, "http://shop.example.com/cart"},
+		{"much to explain", []string{"explain", "http://a", "http://b"}, "http://shop.example.com/cart"},
 		{"two sources", []string{"run", "--manifests", "a", "--kubeconfig", "b"}, "kubeconfig manifests"},
 		{"missing manifests", []string{"render", "-f", "/nonexistent/manifests"}, "/nonexistent/manifests"},
 		{"unknown command", []string{"serve"}, "serve"},
@@ -152,5 +167,82 @@ func TestCleanupWithBrokenConfig(t *testing.T) {
 	code, out, errs := command(t, "cleanup", "--config", broken)
 	if code != 0 || !strings.Contains(out, "removed 1 chains and 0 jumps in table nat") || !strings.Contains(errs, "sallyport.yaml:1:") {
 		t.Errorf("exit %d, output %q, errors %q", code, out, errs)
+	}
+}
+
+// fixed is what a running edge shows, here of one that stands still.
+type fixed struct{ status admin.Status }
+
+func (f fixed) Status() admin.Status        { return f.status }
+func (f fixed) Snapshot() *model.Snapshot   { return nil }
+func (f fixed) Explain(string) (any, error) { return nil, errors.New("no") }
+func (f fixed) serve(t *testing.T) (socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "admin.sock")
+	s, err := admin.Listen(admin.Options{Address: "127.0.0.1:0", Socket: socket, Metrics: prometheus.NewRegistry(), Ready: func() error { return nil }, Views: f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return socket
+}
+
+// untilWritten ends a context with the first write of a whole status.
+type untilWritten struct {
+	bytes.Buffer
+	stop context.CancelFunc
+}
+
+func (u *untilWritten) Write(p []byte) (int, error) {
+	n, err := u.Buffer.Write(p)
+	if strings.Contains(u.String(), "edge-1") {
+		u.stop()
+	}
+	return n, err
+}
+
+func TestWatchedStatusIsAStreamForPrograms(t *testing.T) {
+	socket := fixed{admin.Status{Edge: "edge-1"}}.serve(t)
+	for form, begins := range map[string]string{"text": clearScreen + "edge ", "json": "{\n", "yaml": "---\nclusters:"} {
+		ctx, stop := context.WithCancel(t.Context())
+		out := &untilWritten{stop: stop}
+		if code := run(ctx, []string{"status", "--watch", "--socket", socket, "-o", form}, out, out); code != 0 || !strings.HasPrefix(out.String(), begins) {
+			t.Errorf("%s: exit %d, got %q, want it to begin with %q", form, code, out.String(), begins)
+		}
+	}
+}
+
+// TestListsInJSONAreNeverNull looks at commands that have nothing to list: a program that goes through the list must not have
+// to ask first whether it is one.
+func TestListsInJSONAreNeverNull(t *testing.T) {
+	config := write(t, "sallyport.yaml", "l4: {dataplane: userspace}\n")
+	if code, out, errs := command(t, "check", "-o", "json", "--config", config, "--manifests", t.TempDir()); code != 0 || !strings.Contains(out, `"findings": []`) {
+		t.Errorf("check: exit %d, %s%s", code, out, errs)
+	}
+	log := slog.New(slog.DiscardHandler)
+	e := &edge{pipeline: &pipeline{problems: newProblemBook(log, prometheus.NewRegistry()), inputs: []input{{about: "nothing"}}, lanes: []*lane{testLane(nil)}}}
+	if data, err := json.Marshal(e.Status()); err != nil || strings.Contains(string(data), "null") {
+		t.Errorf("status: %v %s", err, data)
+	}
+}
+
+func TestCleanupSaysThatAnEdgeRuns(t *testing.T) {
+	for dataplane, want := range map[string]string{"iptables": "stop it", "userspace": ""} {
+		socket := fixed{admin.Status{Edge: "edge-1", Dataplane: dataplane}}.serve(t)
+		var errs bytes.Buffer
+		cmd := newCleanup()
+		cmd.SetContext(t.Context())
+		cmd.SetErr(&errs)
+		if warnOfRunning(cmd, socket); (errs.Len() > 0) != (want != "") || !strings.Contains(errs.String(), want) {
+			t.Errorf("%s: %q, want %q", dataplane, errs.String(), want)
+		}
 	}
 }

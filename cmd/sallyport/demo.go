@@ -36,7 +36,7 @@ program; L4 runs in user space. It is the same pipeline that "run" serves a clus
 		},
 	}
 	cmd.Flags().TextVar(&address, "address", address, "`address` to listen on")
-	cmd.Flags().Uint16Var(&f.httpPort, "http-port", 8080, "port that HTTP is served on")
+	cmd.Flags().StringVar(&f.httpPort, "http-port", "8080", "`port` that HTTP is served on")
 	cmd.Flags().StringVar(&f.httpsPort, "https-port", "8443", "`port` that HTTPS is served on, 0 for none")
 	f.addProcess(cmd)
 	return cmd

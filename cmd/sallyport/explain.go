@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"net/url"
 	"time"
@@ -25,7 +27,7 @@ it and by which reach, or why none does.`,
   sallyport explain udp://198.51.100.1:30053
   sallyport explain service/shop/web
   sallyport explain ingress/shop/web -o json`,
-		Args: cobra.ExactArgs(1),
+		Args: oneTarget,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var e explain.Explanation
 			if err := client.Get(cmd.Context(), "/v1/explain", url.Values{"target": args}, &e); err != nil {
@@ -39,11 +41,18 @@ it and by which reach, or why none does.`,
 	return cmd
 }
 
+func oneTarget(_ *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("%d targets are given: give one, such as http://shop.example.com/cart, tcp://192.0.2.10:443 or service/shop/web", len(args))
+	}
+	return nil
+}
+
 // Explain implements admin.Views.
 func (e *edge) Explain(target string) (any, error) {
 	s := e.Snapshot()
 	if s == nil {
-		return nil, e.ready()
+		return nil, errors.New("there is no snapshot yet: sallyport status says what the edge waits for")
 	}
 	return explain.Explain(s, e.explainOptions(), target)
 }

@@ -32,6 +32,9 @@ changed and no cluster is asked. With reach auto every node's pods count as reac
 			if err != nil {
 				return err
 			}
+			if len(files) == 0 { // as of an unset variable: -f "$FILE"
+				return errors.New("--filename: empty: give a manifest file or folder")
+			}
 			in, err := objects.Read(files...)
 			if err != nil {
 				return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -34,7 +35,7 @@ type flags struct {
 	manifests  string
 	reach      string
 	dataplane  string
-	httpPort   uint16
+	httpPort   string
 	httpsPort  string
 	admin      string
 	socket     string
@@ -48,7 +49,7 @@ func (f *flags) add(cmd *cobra.Command) {
 	s.StringVar(&f.file, "config", "", "configuration `file` (default "+config.DefaultFile+" if it exists)")
 	s.StringVar(&f.reach, "reach", "", "how pods are reached: auto, pods or nodes (overrides reach)")
 	s.StringVar(&f.dataplane, "dataplane", "", "iptables or userspace (overrides l4.dataplane)")
-	s.Uint16Var(&f.httpPort, "http-port", 0, "port that HTTP is served on (overrides l7.httpPort)")
+	s.StringVar(&f.httpPort, "http-port", "", "`port` that HTTP is served on (overrides l7.httpPort)")
 	s.StringVar(&f.httpsPort, "https-port", "", "`port` that HTTPS is served on, 0 for none (overrides l7.httpsPort)")
 }
 
@@ -87,7 +88,6 @@ func (f *flags) load() (config.Config, error) {
 func (f *flags) override(c *config.Config) error {
 	set(&c.Reach, model.Reach(f.reach))
 	set(&c.L4.Dataplane, f.dataplane)
-	set(&c.L7.HTTPPort, f.httpPort)
 	set(&c.Edge.Log.Format, f.logFormat)
 	set(&c.Edge.Log.Level, f.logLevel)
 	set(&c.Manifests, f.manifests)
@@ -99,20 +99,25 @@ func (f *flags) override(c *config.Config) error {
 		set(&c.Clusters[0].Kubeconfig, f.kubeconfig)
 		set(&c.Clusters[0].Context, f.context)
 	}
-	if f.httpsPort != "" {
-		port, err := strconv.ParseUint(f.httpsPort, 10, 16)
-		if err != nil {
-			return fmt.Errorf("--https-port: %q is not a number from 0 to 65535", f.httpsPort)
+	var err error
+	if f.admin != "" {
+		if c.Edge.Admin.Address, err = netip.ParseAddrPort(f.admin); err != nil {
+			err = fmt.Errorf("--admin-address: %q is not an address and port such as 127.0.0.1:9440", f.admin)
 		}
-		c.L7.HTTPSPort = uint16(port)
 	}
-	if f.admin == "" {
+	return errors.Join(setPort(&c.L7.HTTPPort, "--http-port", f.httpPort), setPort(&c.L7.HTTPSPort, "--https-port", f.httpsPort), err)
+}
+
+// setPort is set for a port; "0" is given, too.
+func setPort(to *uint16, name, flag string) error {
+	if flag == "" {
 		return nil
 	}
-	var err error
-	if c.Edge.Admin.Address, err = netip.ParseAddrPort(f.admin); err != nil {
-		return fmt.Errorf("--admin-address: %q is not an address and port such as 127.0.0.1:9440", f.admin)
+	port, err := strconv.ParseUint(flag, 10, 16)
+	if err != nil {
+		return fmt.Errorf("%s: %q is not a number from 0 to 65535", name, flag)
 	}
+	*to = uint16(port)
 	return nil
 }
 

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -42,7 +40,7 @@ applied, which edge writes to the cluster, and the problems.`,
 			if !watch {
 				return show(cmd.Context())
 			}
-			return follow(cmd, show)
+			return follow(cmd, out.form, show)
 		},
 	}
 	addSocket(cmd, &client)
@@ -54,16 +52,18 @@ applied, which edge writes to the cluster, and the problems.`,
 // clearScreen is what clear(1) prints (ECMA-48: cursor home, erase in page).
 const clearScreen = "\x1b[H\x1b[2J"
 
+// betweenForms is what parts one showing from the next: for people a new screen, for programs what makes a stream of documents.
+var betweenForms = map[string]string{"text": clearScreen, "yaml": "---\n", "json": ""}
+
 // follow shows again and again until a signal comes; an edge that does not answer may be starting.
-func follow(cmd *cobra.Command, show func(context.Context) error) error {
-	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
+func follow(cmd *cobra.Command, form string, show func(context.Context) error) error {
+	ctx := cmd.Context()
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()
 	for {
-		fmt.Fprint(cmd.OutOrStdout(), clearScreen)
+		fmt.Fprint(cmd.OutOrStdout(), betweenForms[form])
 		if err := show(ctx); err != nil && ctx.Err() == nil {
-			fmt.Fprintln(cmd.OutOrStdout(), err)
+			fmt.Fprintln(cmd.ErrOrStderr(), err)
 		}
 		select {
 		case <-ctx.Done():

@@ -12,7 +12,7 @@ func (e *edge) Status() admin.Status {
 	s := admin.Status{
 		Edge: e.config.Edge.Name, Version: version(), Started: e.started,
 		Dataplane: e.config.L4.Dataplane, Reach: string(e.config.Reach),
-		Problems: e.pipeline.problems.current(),
+		Problems: append([]model.Problem{}, e.pipeline.problems.current()...), // a list in JSON, also without any
 	}
 	if err := e.ready(); err != nil {
 		s.Waiting = err.Error()
