@@ -30,7 +30,7 @@ func inheritSockets(log *slog.Logger) *sockets {
 func (s *sockets) listen(ctx context.Context, network, address string) (net.Listener, error) {
 	name := network + " " + address
 	if files := s.inherited[name]; len(files) > 0 {
-		l, err := net.FileListener(files[0])
+		l, err := tcpListener(files[0])
 		err = errors.Join(err, closeFiles(files)) // the listener has a duplicate
 		delete(s.inherited, name)
 		if err == nil {
@@ -48,6 +48,18 @@ func (s *sockets) listen(ctx context.Context, network, address string) (net.List
 		s.log.WarnContext(ctx, "listener is not kept over a restart", "address", address, "err", err)
 	}
 	return l, nil
+}
+
+// tcpListener is what store has left; another unit may have put anything under the name.
+func tcpListener(f *os.File) (net.Listener, error) {
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	if tcp, ok := l.(*net.TCPListener); ok {
+		return tcp, nil
+	}
+	return nil, errors.Join(fmt.Errorf("it listens on %s, which is not TCP", l.Addr().Network()), l.Close())
 }
 
 func store(name string, l net.Listener) error {
