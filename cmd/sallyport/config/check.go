@@ -25,6 +25,7 @@ func (c *Config) Check() error {
 
 // check reports every value that decodes but cannot be honoured, and sets Pools.
 func (c *Config) check(p *problems) {
+	c.checkEdge(p)
 	p.oneOf("edge.log.format", c.Edge.Log.Format, "text", "json")
 	p.oneOf("edge.log.level", c.Edge.Log.Level, "debug", "info", "warn", "error")
 	p.oneOf("reach", string(c.Reach), string(model.ReachAuto), string(model.ReachPods), string(model.ReachNodes))
@@ -37,6 +38,18 @@ func (c *Config) check(p *problems) {
 	c.checkTLS(p)
 	c.checkStatus(p)
 	c.Pools = c.pools(p)
+}
+
+// maxSocketPath is the longest path of a unix socket (unix(7): sun_path, with a zero byte at its end).
+const maxSocketPath = 107
+
+func (c *Config) checkEdge(p *problems) {
+	if strings.TrimSpace(c.Edge.Name) == "" {
+		p.add("edge.name", "empty: give this edge a name, or leave the key out for the hostname")
+	}
+	if n := len(c.Edge.Admin.Socket); n > maxSocketPath {
+		p.add("edge.admin.socket", "a path of %d bytes is too long for a socket: give one of at most %d", n, maxSocketPath)
+	}
 }
 
 func (c *Config) checkClusters(p *problems) {

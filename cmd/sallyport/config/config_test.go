@@ -17,6 +17,8 @@ func TestParseErrors(t *testing.T) {
 		{"only comments", "# nothing\n", "<nil>"},
 		{"key without value", "l7:\nedge:\n  log:\n", "<nil>"},
 		{"a number as name", "edge:\n  name: 7\n", "<nil>"},
+		{"no name", "edge:\n  name: ''\n", "f.yaml:2: edge.name: empty: give this edge a name, or leave the key out for the hostname"},
+		{"a long socket", "edge:\n  admin: {socket: /" + strings.Repeat("a", 107) + "}\n", "f.yaml:2: edge.admin.socket: a path of 108 bytes is too long for a socket: give one of at most 107"},
 		{"not YAML", "edge: [", "f.yaml:1: the file: not YAML: did not find expected node content"},
 		{"bad indentation", "edge:\n  name: a\n l4: {}\n", "f.yaml:3: the file: not YAML: did not find expected key"},
 		{"a tab", "edge:\n\tname: a\n", "f.yaml:2: the file: not YAML: found character that cannot start any token"},
