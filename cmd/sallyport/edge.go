@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -85,12 +86,13 @@ func (e *edge) bind(inputs []input, trigger *watcher.Trigger) (sequence, error) 
 }
 
 // listenAdmin binds the admin address and socket. A socket that cannot be made is an error only where the configuration
-// asks for it: the default one is not to keep those from running the program who have no /run.
+// asks for it: the default one is not to keep those from running the program who may not write to /run.
 func (e *edge) listenAdmin() error {
 	o := admin.Options{Address: e.config.Edge.Admin.Address.String(), Socket: e.config.Edge.Admin.Socket,
 		Metrics: e.registry, Ready: e.ready, Views: e}
 	var err error
-	if e.admin, err = admin.Listen(o); errors.Is(err, fs.ErrPermission) && o.Socket == config.DefaultSocket {
+	e.admin, err = admin.Listen(o)
+	if refused := errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS); refused && o.Socket == config.DefaultSocket {
 		e.log.Warn("sallyport status and explain will not work", "err", err)
 		o.Socket = ""
 		e.admin, err = admin.Listen(o)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -170,4 +171,26 @@ func TestASocketLeftBehindIsReplaced(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	serve(t, Options{Socket: socket, Views: fixed{}})
+}
+
+// TestABusyEdgeKeepsItsSocket has more clients wait for an edge than its queue takes: it is slow, but there.
+func TestABusyEdgeKeepsItsSocket(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: socket}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the queue of 0 takes one
+		if c, err := net.Dial("unix", socket); err == nil {
+			defer c.Close()
+		}
+	}
+	_, err = Listen(Options{Address: "127.0.0.1:0", Socket: socket, Views: fixed{}})
+	if err == nil || !strings.Contains(err.Error(), "another edge runs on this machine") {
+		t.Errorf("the socket of a busy edge is taken: %v", err)
+	}
 }
