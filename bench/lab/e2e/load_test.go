@@ -55,6 +55,14 @@ func (s *site) load(t *testing.T, e *edge, targets ...target) *load {
 // stop ends the load, which must have made so many requests without a failure.
 func (l *load) stop(t *testing.T, atLeast int) {
 	t.Helper()
+	_ = within(time.Minute, func() error { // on a busy machine it takes its time
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.requests < atLeast {
+			return errors.New("too few")
+		}
+		return nil
+	})
 	l.cancel()
 	l.done.Wait()
 	t.Logf("%d requests over %d connections, the slowest in %v, %d failed", l.requests, l.dials, l.slowest.Round(time.Millisecond), len(l.failures))
