@@ -246,6 +246,7 @@ func (e *explainer) redirect(r request, m *model.Route) {
 	e.conclude(Redirect, fmt.Sprintf("%v redirects it to %s", m.Ref, location))
 	e.hint("to go on: sallyport explain " + location)
 	e.hint("annotation sallyport.io/ssl-redirect: \"false\" on the Ingress, or l7.tls.redirect: false, turns redirects off")
+	e.hint("where a proxy in front ends TLS, clients are redirected for ever unless it is one of l7.trustedProxies")
 }
 
 func routeView(m *model.Route) Route {
