@@ -65,10 +65,11 @@ type conn struct {
 	verdict verdict
 	taken   uint64 // acknowledged, when a write was last found blocked
 
-	linger    bool      // unread bytes of the client are likely at the close; of the serving goroutine
-	handover  *exchange // waits for its goroutine to take the connection over; of the serving goroutine
+	linger    bool        // unread bytes of the client are likely at the close; of the serving goroutine
+	handover  *exchange   // has taken the connection over from fasthttp, or is about to; of the serving goroutine
+	rest      chan func() // of handover: what is left for the serving goroutine to do
+	hijacked  bool        // fasthttp has let go of the connection; of the serving goroutine
 	closeOnce sync.Once
-	ended     sync.WaitGroup // until Close
 }
 
 // newConn wraps and registers an accepted connection. config is nil for one in clear.
@@ -87,7 +88,6 @@ func (g *Gateway) newConn(nc net.Conn, config *tls.Config) *conn {
 	c.opened = g.clock.now()
 	c.since = c.opened
 	c.progress.Store(c.since)
-	c.ended.Add(1)
 	g.mu.Lock()
 	g.conns[c] = struct{}{}
 	g.mu.Unlock()
@@ -116,6 +116,8 @@ func connState(nc net.Conn, s fasthttp.ConnState) {
 	case s == fasthttp.StateIdle:
 		c.enter(phaseIdle, nil)
 		c.received.Store(false)
+	case s == fasthttp.StateHijacked:
+		c.hijacked = true
 	}
 }
 
@@ -211,7 +213,6 @@ func (c *conn) Close() error {
 		}
 		err = c.Conn.Close()
 		c.g.forget(c)
-		c.ended.Done()
 	})
 	return err
 }

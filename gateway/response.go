@@ -292,15 +292,17 @@ func (x *exchange) finish() {
 }
 
 // takeOver has run called, in a goroutine of its own, as soon as earlier responses are written. It is given what the
-// client sends, and the exchange and the connection are closed when it returns.
-func (x *exchange) takeOver(run func(client io.Reader)) {
-	x.c.handover = x // the hijack handler is not called if earlier responses cannot be written
+// client sends. When it has returned, fasthttp's buffers and x.ctx are gone, and the serving goroutine calls what it has
+// returned, if anything. Then the exchange and the connection are closed.
+func (x *exchange) takeOver(run func(client io.Reader) (rest func())) {
+	rest := make(chan func(), 1)
+	x.c.handover, x.c.rest = x, rest
 	x.ctx.HijackSetNoResponse(true)
-	x.ctx.Hijack(func(client net.Conn) {
+	x.ctx.Hijack(func(client net.Conn) { // which is not called if earlier responses cannot be written
+		var then func()
+		defer func() { rest <- then }()
 		defer x.rescue()
-		x.c.handover = nil
-		run(client)
-		x.Close()
+		then = run(client)
 	})
 }
 
@@ -310,7 +312,7 @@ func (x *exchange) respondUntilClose() {
 	h := &x.ctx.Response.Header
 	h.SetConnectionClose()
 	head := bytes.Clone(h.Header())
-	x.takeOver(func(io.Reader) {
+	x.takeOver(func(io.Reader) func() {
 		w := bufio.NewWriter(x.c)
 		_, err := w.Write(head)
 		if err == nil {
@@ -322,5 +324,6 @@ func (x *exchange) respondUntilClose() {
 		if err != nil {
 			x.c.reset()
 		}
+		return nil
 	})
 }

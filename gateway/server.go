@@ -28,6 +28,7 @@ func (g *Gateway) newServer() *fasthttp.Server {
 		NoDefaultDate:                true,
 		NoDefaultContentType:         true,
 		SecureErrorLogMessage:        true,
+		KeepHijackedConns:            true, // serveConn closes them
 		ReadBufferSize:               g.opt.MaxHeaderBytes,
 		Logger:                       serverLog{g.log},
 	}
@@ -196,5 +197,11 @@ func (g *Gateway) serveConn(c *conn) {
 	if err := g.server.ServeConn(c); err != nil {
 		g.log.Debug("connection ended", "peer", c.peer.String(), "err", err)
 	}
-	c.ended.Wait() // a connection taken over by a handler goes on for a while
+	if !c.hijacked {
+		return
+	}
+	if rest := <-c.rest; rest != nil {
+		rest()
+	}
+	c.Close()
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+	"golang.org/x/sys/unix"
 )
 
 // readUpgrade decides whether the request's wish for another protocol (RFC 9110 7.8) is passed on. If not, the request
@@ -61,10 +62,13 @@ func (x *exchange) upgrade() {
 	x.g.metrics.countCode(fasthttp.StatusSwitchingProtocols)
 	x.c.enter(phaseTunnel, x.up)
 	head := appendSwitch(nil, &x.ctx.Response.Header)
-	x.takeOver(func(client io.Reader) {
+	x.takeOver(func(client io.Reader) func() {
 		x.g.metrics.upgraded.Inc()
-		defer x.g.metrics.upgraded.Dec()
-		x.tunnel(head, client)
+		if x.sendBuffered(head) != nil || x.forwardEarly(client) != nil {
+			x.c.reset()
+		}
+		x.up.br, x.up.head = nil, nil // a tunnel can be idle for long
+		return x.tunnel
 	})
 }
 
@@ -86,16 +90,15 @@ func appendSwitch(dst []byte, h *fasthttp.ResponseHeader) []byte {
 	return append(append(append(dst, "Connection: Upgrade\r\nUpgrade: "...), protocol...), "\r\n\r\n"...)
 }
 
-// tunnel sends the header of the response and relays both ways until both sides have ended, or one has failed. early is
-// the client: it may have sent something on the heels of its request.
-func (x *exchange) tunnel(head []byte, early io.Reader) {
+// tunnel relays both ways until both sides have ended, or one has failed.
+func (x *exchange) tunnel() {
+	defer x.g.metrics.upgraded.Dec()
 	c, tcp := x.c, x.up.tcp
 	client, ok := c.Conn.(duplex)
-	if !ok || x.sendBuffered(head) != nil || x.forwardEarly(early) != nil {
+	if !ok {
 		c.reset()
 		return
 	}
-	x.up.br, x.up.head = nil, nil // a tunnel can be idle for long
 	var replies sync.WaitGroup
 	fail := func(err error) {
 		if err != nil { // what was cut off must not look complete
@@ -117,7 +120,7 @@ func (x *exchange) sendBuffered(head []byte) error {
 	return err
 }
 
-// forwardEarly sends the endpoint what was read from the client already, behind the request.
+// forwardEarly sends the endpoint what was read from the client already, on the heels of its request.
 func (x *exchange) forwardEarly(early io.Reader) error {
 	_ = x.c.SetReadDeadline(past) // the end of what is in buffers
 	if _, err := io.Copy(x.up.tcp, early); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -132,23 +135,17 @@ type duplex interface {
 	CloseWrite() error
 }
 
-// pass moves what src sends to dst until src ends, and then ends dst's incoming direction. Between two TCP connections,
-// what comes in bulk is moved by the kernel.
+// pass moves what src sends to dst until src ends, and then ends dst's incoming direction.
 func pass(dst, src duplex) error {
-	to, toTCP := dst.(*net.TCPConn)
-	from, fromTCP := src.(*net.TCPConn)
-	r := reader{src: src}
-	if fromTCP {
-		var err error
-		if r.raw, err = from.SyscallConn(); err != nil {
-			return err
-		}
-		r.try = r.read
+	r, err := newReader(src)
+	if err != nil {
+		return err
 	}
+	to, toTCP := dst.(*net.TCPConn)
 	for {
 		bulk, err := r.move(dst)
-		if err == nil && bulk && fromTCP && toTCP {
-			_, err = to.ReadFrom(&io.LimitedReader{R: from, N: spliceStep})
+		if bulk && err == nil && toTCP && r.raw != nil {
+			err = r.splice(to)
 		}
 		switch {
 		case errors.Is(err, io.EOF):
@@ -160,33 +157,58 @@ func pass(dst, src duplex) error {
 	}
 }
 
-// A reader reads from one side of a tunnel. Most tunnels are idle, so from a socket it reads without holding a buffer
-// while there is nothing to read. TLS keeps what it has deciphered to itself, and has to be waited for with one.
+// A reader reads from one side of a tunnel. Most tunnels are idle, so it holds next to nothing while there is nothing to
+// read: no buffer for a socket, and a small one for TLS, which keeps what it has deciphered to itself.
 type reader struct {
-	src io.Reader
-	raw syscall.RawConn       // nil if src is no socket
-	try func(fd uintptr) bool // what raw is read with
+	src   duplex
+	raw   syscall.RawConn       // nil if src is no socket
+	try   func(fd uintptr) bool // what raw is read with
+	small []byte                // what TLS is waited for with
 
 	buf copyBuffer
 	n   int
 	err error
 }
 
+// smallRead is more than most messages that come one by one.
+const smallRead = 512
+
+func newReader(src duplex) (*reader, error) {
+	tcp, ok := src.(*net.TCPConn)
+	if !ok {
+		return &reader{src: src, small: make([]byte, smallRead)}, nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{src: src, raw: raw}
+	r.try = r.read
+	return r, nil
+}
+
 // move moves what there is, and reports whether there is likely to be more.
 func (r *reader) move(dst io.Writer) (bulk bool, err error) {
 	if r.raw == nil {
-		r.buf = copyBuffers.Get().(copyBuffer)
-		r.n, r.err = r.src.Read(r.buf[:])
-	} else if err := r.raw.Read(r.try); err != nil {
+		err = r.readTLS()
+	} else {
+		err = r.raw.Read(r.try)
+	}
+	if err != nil {
 		return false, err
 	}
-	defer copyBuffers.Put(r.buf)
+	defer r.giveBack()
 	if r.n > 0 {
 		if _, err := dst.Write(r.buf[:r.n]); err != nil {
 			return false, err
 		}
 	}
 	return r.n == len(r.buf), r.err
+}
+
+func (r *reader) giveBack() {
+	copyBuffers.Put(r.buf)
+	r.buf = nil // or it could not be freed
 }
 
 // read reads from the socket, and reports false if that has to be waited for.
@@ -198,12 +220,46 @@ func (r *reader) read(fd uintptr) bool {
 	}
 	switch {
 	case errors.Is(r.err, syscall.EAGAIN):
-		copyBuffers.Put(r.buf)
+		r.giveBack()
 		return false
 	case r.n == 0:
 		r.err = io.EOF
 	}
 	return true
+}
+
+// readTLS waits with the small buffer, and if that was too small reads what is left of the record, which does not wait.
+func (r *reader) readTLS() error {
+	n, err := r.src.Read(r.small)
+	r.buf = copyBuffers.Get().(copyBuffer)
+	r.n, r.err = copy(r.buf[:], r.small[:n]), err
+	if n < len(r.small) || err != nil {
+		return nil
+	}
+	_ = r.src.SetReadDeadline(past)
+	n, err = r.src.Read(r.buf[r.n:])
+	r.n += n
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		r.err = err
+	}
+	return r.src.SetReadDeadline(time.Time{})
+}
+
+// splice lets the kernel move what has come in bulk from one socket to the other. It takes no more than is there: while
+// it waited it would hold a pipe, which is two more open files.
+func (r *reader) splice(to *net.TCPConn) error {
+	for {
+		there := 0
+		if err := r.raw.Control(func(fd uintptr) { there, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) }); err != nil {
+			return err
+		}
+		if there < len(r.buf) {
+			return nil
+		}
+		if _, err := to.ReadFrom(&io.LimitedReader{R: r.src, N: int64(there)}); err != nil {
+			return err
+		}
+	}
 }
 
 // checkTunnel ends an upgraded connection that has been silent for too long. How long that was the kernel knows, so that

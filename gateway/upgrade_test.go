@@ -10,6 +10,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -209,6 +211,119 @@ func TestTunnelInBulk(t *testing.T) {
 		if <-sums != want {
 			t.Error("the endpoint did not get what was sent")
 		}
+	})
+}
+
+// A dribble passes what is written on in small pieces, so that TLS records come in parts.
+type dribble struct{ net.Conn }
+
+func (c dribble) Write(p []byte) (int, error) {
+	for n := 0; n < len(p); n += 700 {
+		if _, err := c.Conn.Write(p[n:min(n+700, len(p))]); err != nil {
+			return n, err
+		}
+	}
+	return len(p), nil
+}
+
+// Every size of message arrives at once, and none waits for the next.
+func TestTunnelOfMessages(t *testing.T) {
+	e, a := secure(t, Options{}, rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+		readBlock(br)
+		io.WriteString(c, switching)
+		io.Copy(c, br)
+	}))
+	socket, err := net.Dial("tcp", e.tlsAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secured := tls.Client(dribble{socket}, a.client("shop.example.com"))
+	overTLS := &client{t, secured, bufio.NewReader(secured)}
+	defer secured.Close()
+	for _, c := range []*client{dial(t, e), overTLS} {
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.send(askForChat)
+		c.upgraded()
+		for _, size := range []int{1, smallRead - 1, smallRead, smallRead + 1, 2 * smallRead, 16 << 10, 16<<10 + smallRead, 33 << 10, 300_000} {
+			message := make([]byte, size)
+			for i := range message {
+				message[i] = byte(i * size >> 3)
+			}
+			got := make([]byte, size)
+			go c.send(string(message))
+			if c.readFull(got); !bytes.Equal(got, message) {
+				t.Fatalf("a message of %d bytes came back as another", size)
+			}
+		}
+	}
+}
+
+// pipes returns how many open files of the process are ends of pipes.
+func pipes(t *testing.T) (n int) {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if to, err := os.Readlink("/proc/self/fd/" + f.Name()); err == nil && strings.HasPrefix(to, "pipe:") {
+			n++
+		}
+	}
+	return n
+}
+
+// A tunnel that has moved much does not hold on to the pipe that the kernel moved it through.
+func TestIdleTunnelHoldsNoPipe(t *testing.T) {
+	e := one(t, rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+		readBlock(br)
+		io.WriteString(c, switching)
+		io.Copy(struct{ io.Writer }{c}, br) // without a pipe
+	}))
+	before, bulk := pipes(t), strings.Repeat("x", 1<<20)
+	for range 20 {
+		c := dial(t, e)
+		c.send(askForChat)
+		c.upgraded()
+		go io.WriteString(c, bulk)
+		c.readFull(make([]byte, len(bulk)))
+	}
+	wait(t, "no pipe is held", func() bool {
+		runtime.GC() // which ends those that are kept for the next
+		return pipes(t) <= before
+	})
+}
+
+// Most upgraded connections are idle most of the time, and there may be many.
+func TestIdleTunnelHoldsLittle(t *testing.T) {
+	const tunnels = 100
+	addr := rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+		readBlock(br)
+		io.WriteString(c, switching)
+		io.Copy(c, br)
+	})
+	heap := func() int {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // the first leaves what is in pools
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	overBoth(t, Options{}, addr, func(t *testing.T, e *edge, c *client) {
+		limit, connect := 20<<10, func() *client { return dial(t, e) } // bytes, with those of client and endpoint
+		if _, ok := c.duplex.(*tls.Conn); ok {
+			limit, connect = 36<<10, func() *client { return dialTLS(t, e, &tls.Config{InsecureSkipVerify: true}) }
+		}
+		clients, before := []*client{c}, heap()
+		for len(clients) < tunnels {
+			clients = append(clients, connect())
+		}
+		for _, c := range clients {
+			c.send(askForChat)
+			c.upgraded()
+		}
+		wait(t, fmt.Sprintf("a tunnel holds no more than %d bytes", limit), func() bool { return (heap()-before)/tunnels <= limit })
+		runtime.KeepAlive(clients)
 	})
 }
 
