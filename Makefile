@@ -4,11 +4,13 @@ LAB_TOOLS = iptables=iptables nft=nftables ip=iproute2 conntrack=conntrack curl=
 PACKAGE_TOOLS = go=golang dpkg-deb=dpkg debootstrap=debootstrap systemd-nspawn=systemd-container lintian=lintian mandoc=mandoc \
 	systemd-analyze=systemd ip=iproute2 nsenter=util-linux
 LINT      = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-# Tests that need root and the lab fail, rather than skip, when root runs them.
+# Tests that need root, the lab and a systemd of their own fail, rather than skip, when root runs them.
 ifeq ($(shell id -u),0)
-LAB_ENV   = SALLYPORT_LAB=required
-PASSED    = vet, unit, kernel and lab tests passed
+LAB_ENV   = SALLYPORT_LAB=required SALLYPORT_PACKAGE=required
+TEST_TOOLS = $(LAB_TOOLS) $(PACKAGE_TOOLS)
+PASSED    = vet, unit, kernel, lab and package tests passed
 else
+TEST_TOOLS = $(LAB_TOOLS)
 PASSED    = vet and unit tests passed; those of the kernel and the lab need root and were skipped
 endif
 
@@ -19,8 +21,7 @@ build: ## bin/sallyport
 	@.ci/deps go=golang
 	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o bin/sallyport ./cmd/sallyport
 
-test: deps lab-build vet ## all tests, the lab's included
-	@.ci/promtool .cache
+test: test-deps lab-build vet ## all tests, the lab's and the package's included
 	PATH="$$PWD/.cache:$$PATH" $(LAB_ENV) go test -race -timeout 30m ./...
 	@echo "make test: $(PASSED)"
 
@@ -52,6 +53,10 @@ lab-build:
 deps:
 	@.ci/deps $(LAB_TOOLS)
 
+test-deps:
+	@.ci/deps $(TEST_TOOLS)
+	@.ci/promtool .cache
+
 deb: ## bin/sallyport_VERSION_ARCH.deb, the Debian package
 	@.ci/deps go=golang git=git dpkg-deb=dpkg
 	@mkdir -p bin
@@ -64,5 +69,5 @@ package-test: ## the package on a Debian of its own: restarts under load, kill, 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-.PHONY: run build test unit check vet lint golden bench lab lab-build deps deb package-test help
+.PHONY: run build test unit check vet lint golden bench lab lab-build deps test-deps deb package-test help
 .DEFAULT_GOAL := help
