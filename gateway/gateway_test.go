@@ -33,7 +33,10 @@ type edge struct {
 func start(t testing.TB, o Options) *edge {
 	t.Helper()
 	registry := prometheus.NewRegistry()
-	o.Metrics, o.Log = registry, slog.New(slog.DiscardHandler)
+	o.Metrics = registry
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
 	if o.Addresses == nil {
 		o.Addresses = []string{"127.0.0.1:0"}
 	}

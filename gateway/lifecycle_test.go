@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,10 +12,12 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
 )
 
 // A change of the table, or of the endpoints, fails no request.
@@ -199,6 +202,89 @@ func TestListenNamesTheAddress(t *testing.T) {
 	g = New(Options{TLSAddresses: []string{addr}, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
 	if err := g.Listen(); err == nil || !strings.Contains(err.Error(), "listen for HTTPS on "+addr) {
 		t.Errorf("Listen = %v, want an error that names %s", err, addr)
+	}
+}
+
+// A scarce is a listener that has run out of files for a while.
+type scarce struct {
+	net.Listener
+	failures atomic.Int32 // to come
+}
+
+func (l *scarce) Accept() (net.Conn, error) {
+	if l.failures.Add(-1) >= 0 {
+		return nil, syscall.EMFILE
+	}
+	return l.Listener.Accept()
+}
+
+// Accepting goes on after an error, and the log does not fill up with them.
+func TestAcceptErrors(t *testing.T) {
+	const failures = 5
+	var log lines
+	e := start(t, Options{Log: slog.New(slog.NewTextHandler(&log, nil)),
+		Listen: func(_ context.Context, network, address string) (net.Listener, error) {
+			l, err := net.Listen(network, address)
+			scarce := &scarce{Listener: l}
+			scarce.failures.Store(failures)
+			return scarce, err
+		}})
+	e.serve(t, map[string][]string{" /": {rawBackend(t, answering(ok))}})
+	c := dial(t, e)
+	c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	if _, body := c.response("GET"); body != "ok" {
+		t.Errorf("after the errors: %q, want ok", body)
+	}
+	if n := e.metric(t, "sallyport_http_accept_errors_total"); n != failures {
+		t.Errorf("counted %v errors, want %d", n, failures)
+	}
+	if n := log.count("accept failed"); n != 1 {
+		t.Errorf("%d warnings, want 1", n)
+	}
+}
+
+// lines keeps what is logged.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) count(what string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), what)
+}
+
+// A panic where nobody can be answered ends its connection and no other.
+func TestPanicOutsideOfAHandler(t *testing.T) {
+	var log lines
+	e := start(t, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	received := e.server.HeaderReceived
+	e.server.HeaderReceived = func(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+		if len(h.Peek("X-Panic")) > 0 {
+			panic("as asked for")
+		}
+		return received(h)
+	}
+	e.serve(t, map[string][]string{" /": {rawBackend(t, answering(ok))}})
+	other, c := dial(t, e), dial(t, e)
+	c.send("GET / HTTP/1.1\r\nHost: a\r\nX-Panic: 1\r\n\r\n")
+	if rest, _ := c.rest(); rest != "" {
+		t.Errorf("got %q, want nothing", rest)
+	}
+	other.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+	if _, body := other.response("GET"); body != "ok" {
+		t.Errorf("another connection got %q, want ok", body)
+	}
+	wait(t, "the connections are closed", func() bool { return e.metric(t, "sallyport_http_connections") == 0 })
+	if n := log.count("connection panicked"); n != 1 {
+		t.Errorf("%d panics in the log, want 1", n)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -169,7 +170,11 @@ func (g *Gateway) startAccepting(ctx context.Context, connections *sync.WaitGrou
 
 // accept serves each connection of the listener in a goroutine of its own, until the listener is closed.
 func (g *Gateway) accept(ctx context.Context, l listener, connections *sync.WaitGroup) {
-	const pause = 50 * time.Millisecond // after an error such as "too many open files", which passes
+	const (
+		pause     = 50 * time.Millisecond // after an error such as "too many open files", which passes
+		warnEvery = 10 * time.Second
+	)
+	var warned time.Time
 	for {
 		nc, err := l.Accept()
 		switch {
@@ -180,7 +185,10 @@ func (g *Gateway) accept(ctx context.Context, l listener, connections *sync.Wait
 			return
 		default:
 			g.metrics.acceptErrors.Inc()
-			g.log.WarnContext(ctx, "accept failed", "address", l.Addr().String(), "err", err)
+			if time.Since(warned) > warnEvery {
+				warned = time.Now()
+				g.log.WarnContext(ctx, "accept failed", "address", l.Addr().String(), "err", err)
+			}
 			select {
 			case <-ctx.Done():
 			case <-time.After(pause):
@@ -189,7 +197,9 @@ func (g *Gateway) accept(ctx context.Context, l listener, connections *sync.Wait
 	}
 }
 
+// serveConn serves a connection to its end.
 func (g *Gateway) serveConn(c *conn) {
+	defer c.rescue()
 	if c.tls != nil && !g.handshake(c) {
 		c.Close()
 		return
@@ -203,5 +213,19 @@ func (g *Gateway) serveConn(c *conn) {
 	if rest := <-c.rest; rest != nil {
 		rest()
 	}
+	c.Close()
+}
+
+// rescue, deferred, ends a connection whose goroutine panicked outside of a request's handler: one client must not take
+// the others down.
+func (c *conn) rescue() {
+	p := recover()
+	if p == nil {
+		return
+	}
+	c.g.log.Error("connection panicked", "panic", p, "stack", string(debug.Stack()))
+	c.mu.Lock()
+	c.cut()
+	c.mu.Unlock()
 	c.Close()
 }
