@@ -13,7 +13,7 @@ import (
 )
 
 func newCleanup() *cobra.Command {
-	var f flags
+	var file string
 	var out output
 	cmd := &cobra.Command{
 		Use:   "cleanup",
@@ -23,12 +23,12 @@ the link sally0 with its addresses. What others made is not touched. Stop "sally
 		Example: "  sallyport cleanup",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.load()
+			c, err := config.Load(file)
 			if err != nil { // it must not be in the way of removing what it made
 				fmt.Fprintln(cmd.ErrOrStderr(), "sallyport: going on with the default configuration:", err)
 				c = config.Default()
 			}
-			warnOfRunning(cmd, c.Edge.Admin.Socket)
+			warnOfRunning(cmd, runningEdge{socket: c.Edge.Admin.Socket})
 			o := rulesOptions(c)
 			o.Log = newLogger(cmd.ErrOrStderr(), c.Edge.Log)
 			removed, err := rules.Cleanup(cmd.Context(), o)
@@ -44,15 +44,15 @@ the link sally0 with its addresses. What others made is not touched. Stop "sally
 			}))
 		},
 	}
-	f.add(cmd)
+	addConfig(cmd, &file)
 	out.add(cmd)
 	return cmd
 }
 
 // warnOfRunning says that an edge which runs makes a cleanup pointless.
-func warnOfRunning(cmd *cobra.Command, socket string) {
+func warnOfRunning(cmd *cobra.Command, running runningEdge) {
 	var s admin.Status
-	if err := (admin.Client{Socket: socket}).Get(cmd.Context(), "/v1/status", nil, &s); err == nil && s.Dataplane != config.DataplaneUserspace {
+	if err := running.get(cmd.Context(), "/v1/status", nil, &s); err == nil && s.Dataplane != config.DataplaneUserspace {
 		fmt.Fprintf(cmd.ErrOrStderr(), "sallyport: edge %s runs and writes everything anew: stop it, then clean up again\n", s.Edge)
 	}
 }

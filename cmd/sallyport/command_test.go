@@ -241,8 +241,22 @@ func TestCleanupSaysThatAnEdgeRuns(t *testing.T) {
 		cmd := newCleanup()
 		cmd.SetContext(t.Context())
 		cmd.SetErr(&errs)
-		if warnOfRunning(cmd, socket); (errs.Len() > 0) != (want != "") || !strings.Contains(errs.String(), want) {
+		if warnOfRunning(cmd, runningEdge{socket: socket}); (errs.Len() > 0) != (want != "") || !strings.Contains(errs.String(), want) {
 			t.Errorf("%s: %q, want %q", dataplane, errs.String(), want)
 		}
+	}
+}
+
+func TestStatusAsksAtTheConfiguredSocket(t *testing.T) {
+	socket := fixed{admin.Status{Edge: "edge-1"}}.serve(t)
+	config := write(t, "sallyport.yaml", "edge: {admin: {socket: "+socket+"}}\n")
+	if code, out, errs := command(t, "status", "--config", config); code != 0 || !strings.Contains(out, "edge-1") {
+		t.Errorf("exit %d, %s%s", code, out, errs)
+	}
+	if code, _, errs := command(t, "explain", "--config", config, "http://a"); code != 1 || errs != "sallyport: no\n" {
+		t.Errorf("exit %d, %s", code, errs)
+	}
+	if code, _, errs := command(t, "status", "--config", write(t, "bad.yaml", "edg: {}\n")); code != 1 || !strings.Contains(errs, "bad.yaml:1: edg") {
+		t.Errorf("exit %d, %s", code, errs)
 	}
 }

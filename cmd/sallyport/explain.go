@@ -9,13 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"sallyport/cmd/sallyport/admin"
 	"sallyport/cmd/sallyport/config"
 	"sallyport/cmd/sallyport/explain"
 )
 
 func newExplain() *cobra.Command {
-	var client admin.Client
+	var running runningEdge
 	var out output
 	cmd := &cobra.Command{
 		Use:   "explain TARGET",
@@ -30,13 +29,13 @@ it and by which reach, or why none does.`,
 		Args: oneTarget,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var e explain.Explanation
-			if err := client.Get(cmd.Context(), "/v1/explain", url.Values{"target": args}, &e); err != nil {
+			if err := running.get(cmd.Context(), "/v1/explain", url.Values{"target": args}, &e); err != nil {
 				return err
 			}
 			return out.write(cmd.OutOrStdout(), e, e.WriteText)
 		},
 	}
-	addSocket(cmd, &client)
+	running.add(cmd)
 	out.add(cmd)
 	return cmd
 }

@@ -43,10 +43,15 @@ type flags struct {
 	logLevel   string
 }
 
-// add declares the flags that every command with a configuration has.
+// addConfig declares the flag that names the configuration.
+func addConfig(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVar(file, "config", "", "configuration `file` (default "+config.DefaultFile+" if it exists)")
+}
+
+// add declares the flags of commands that say what an edge does.
 func (f *flags) add(cmd *cobra.Command) {
+	addConfig(cmd, &f.file)
 	s := cmd.Flags()
-	s.StringVar(&f.file, "config", "", "configuration `file` (default "+config.DefaultFile+" if it exists)")
 	s.StringVar(&f.reach, "reach", "", "how pods are reached: auto, pods or nodes (overrides reach)")
 	s.StringVar(&f.dataplane, "dataplane", "", "iptables or userspace (overrides l4.dataplane)")
 	s.StringVar(&f.httpPort, "http-port", "", "`port` that HTTP is served on (overrides l7.httpPort)")

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"net/url"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -11,13 +13,32 @@ import (
 	"sallyport/cmd/sallyport/config"
 )
 
-// addSocket declares the flag of commands that ask a running edge.
-func addSocket(cmd *cobra.Command, client *admin.Client) {
-	cmd.Flags().StringVar(&client.Socket, "socket", config.DefaultSocket, "admin `socket` of the running edge (edge.admin.socket)")
+// A runningEdge is the one on this machine that a command asks.
+type runningEdge struct {
+	file   string // configuration
+	socket string // empty: that of the configuration
+}
+
+func (r *runningEdge) add(cmd *cobra.Command) {
+	addConfig(cmd, &r.file)
+	cmd.Flags().StringVar(&r.socket, "socket", "", "admin `socket` of the running edge (default: edge.admin.socket of the configuration)")
+}
+
+// get asks for a view, see admin.Client. A default file that is wrong is for check to complain of: the edge runs all the same.
+func (r *runningEdge) get(ctx context.Context, view string, query url.Values, v any) error {
+	socket := r.socket
+	if socket == "" {
+		c, err := config.Load(r.file)
+		if err != nil && r.file != "" {
+			return err
+		}
+		socket = cmp.Or(c.Edge.Admin.Socket, config.DefaultSocket)
+	}
+	return admin.Client{Socket: socket}.Get(ctx, view, query, v)
 }
 
 func newStatus() *cobra.Command {
-	var client admin.Client
+	var running runningEdge
 	var out output
 	var watch bool
 	cmd := &cobra.Command{
@@ -32,7 +53,7 @@ applied, which edge writes to the cluster, and the problems.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			show := func(ctx context.Context) error {
 				var s admin.Status
-				if err := client.Get(ctx, "/v1/status", nil, &s); err != nil {
+				if err := running.get(ctx, "/v1/status", nil, &s); err != nil {
 					return err
 				}
 				return out.write(cmd.OutOrStdout(), s, s.WriteText)
@@ -43,7 +64,7 @@ applied, which edge writes to the cluster, and the problems.`,
 			return follow(cmd, out.form, show)
 		},
 	}
-	addSocket(cmd, &client)
+	running.add(cmd)
 	out.add(cmd)
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it anew every 2 seconds, until Ctrl-C")
 	return cmd
