@@ -125,7 +125,11 @@ func (t *translator) request(m *model.Service, field string, ips ...string) {
 			t.problem(m.Ref, field, model.ReasonInvalidField, "%q is not an IP address", s)
 			continue
 		}
-		if addr = addr.Unmap(); !slices.Contains(m.RequestedVIPs, addr) {
+		if addr = addr.Unmap(); addr.Is6() && t.o.OnlyIPv4VIPs {
+			t.problem(m.Ref, field, model.ReasonUnsupported, "%v is not served: VIPs are IPv4 with this dataplane (l4.dataplane): ask for such an address", addr)
+			continue
+		}
+		if !slices.Contains(m.RequestedVIPs, addr) {
 			m.RequestedVIPs = append(m.RequestedVIPs, addr)
 		}
 	}

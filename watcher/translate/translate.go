@@ -33,6 +33,8 @@ type Options struct {
 	OwnAddresses []netip.Addr
 	// ListenPorts are those that the edge itself listens on; a NodePort equal to one is not served.
 	ListenPorts []ListenPort
+	// OnlyIPv4VIPs says that the dataplane serves no VIPs of IPv6: a Service that asks for one is told.
+	OnlyIPv4VIPs bool
 	// TLS says that https is served.
 	TLS bool
 	// DefaultCertificate names the Secret whose certificate is presented where no other is; empty means none.

@@ -27,6 +27,7 @@ type scenarioOptions struct {
 	AllowLoopbackEndpoints bool
 	OwnAddresses           []netip.Addr
 	ListenPorts            []ListenPort
+	OnlyIPv4VIPs           bool
 	TLS                    bool
 	DefaultCertificate     objects.Name
 	RedirectHTTPS          bool
@@ -46,7 +47,7 @@ func (s scenarioSource) tell(c *objects.Cluster) {
 
 func (s scenarioOptions) options() Options {
 	o := Options{Reach: s.Reach, AllowLoopbackEndpoints: s.AllowLoopbackEndpoints, OwnAddresses: s.OwnAddresses, ListenPorts: s.ListenPorts,
-		TLS: s.TLS, DefaultCertificate: s.DefaultCertificate, RedirectHTTPS: s.RedirectHTTPS}
+		OnlyIPv4VIPs: s.OnlyIPv4VIPs, TLS: s.TLS, DefaultCertificate: s.DefaultCertificate, RedirectHTTPS: s.RedirectHTTPS}
 	if s.PodsReachable != nil {
 		o.PodsReachable = func(n model.ObjectRef) bool { return slices.Contains(s.PodsReachable, n.Name) }
 	}
