@@ -181,6 +181,26 @@ func TestCertificatesThatAreTooCostly(t *testing.T) {
 	}
 }
 
+// TestWantedSecretsAreEnough translates the scenarios with those Secrets alone, as a cluster gives them.
+func TestWantedSecretsAreEnough(t *testing.T) {
+	left := 0
+	for _, file := range scenarioFiles(t) {
+		s := readScenario(t, file)
+		want := text(t, Translate(s.in, s.o))
+		for i := range s.in {
+			wanted, all := WantedSecrets(s.in[i], s.o), len(s.in[i].Secrets)
+			s.in[i].Secrets = slices.DeleteFunc(s.in[i].Secrets, func(s *corev1.Secret) bool { return !slices.Contains(wanted, nameOf(s)) })
+			left += all - len(s.in[i].Secrets)
+		}
+		if got := text(t, Translate(s.in, s.o)); got != want {
+			t.Errorf("%s: with the Secrets that are wanted\n%s\nwith all\n%s", file, got, want)
+		}
+	}
+	if left == 0 {
+		t.Error("every Secret of every scenario is wanted: the test shows nothing")
+	}
+}
+
 // checkCertificates holds a snapshot to what model says about Certificates.
 func checkCertificates(t *testing.T, s *model.Snapshot) {
 	t.Helper()
