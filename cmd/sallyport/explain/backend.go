@@ -12,7 +12,7 @@ import (
 // backend explains a service port: where its connections go, and which endpoints get none.
 func (e *explainer) backend(s *model.Service, p *model.ServicePort) Backend {
 	e.concerns(s.Ref)
-	e.tell(func(x model.Problem) bool { return isSliceOf(x.Object, s.Ref) })
+	e.tell(func(x model.Problem) bool { return e.isSliceOf(x.Object, s.Ref) })
 	b := Backend{Service: s.Ref.String(), Port: p.Port, Name: p.Name, Protocol: p.Protocol, NodePort: p.NodePort, VIPs: s.VIPs,
 		Destinations: make([]Destination, 0, len(p.Destinations))}
 	for _, d := range p.Destinations {
@@ -23,10 +23,15 @@ func (e *explainer) backend(s *model.Service, p *model.ServicePort) Backend {
 	return b
 }
 
-// isSliceOf says whether the object is an EndpointSlice that Kubernetes has named after the Service.
-func isSliceOf(o, service model.ObjectRef) bool {
-	return o.Kind == "EndpointSlice" && o.Cluster == service.Cluster && o.Namespace == service.Namespace &&
-		strings.HasPrefix(o.Name, service.Name+"-")
+// isSliceOf says whether the object is an EndpointSlice that Kubernetes has named after the Service, and not after one with a
+// longer name that begins alike.
+func (e *explainer) isSliceOf(o, service model.ObjectRef) bool {
+	named := func(after model.ObjectRef) bool {
+		return o.Cluster == after.Cluster && o.Namespace == after.Namespace && strings.HasPrefix(o.Name, after.Name+"-")
+	}
+	return o.Kind == "EndpointSlice" && named(service) && !slices.ContainsFunc(e.s.Services, func(s model.Service) bool {
+		return len(s.Ref.Name) > len(service.Name) && named(s.Ref)
+	})
 }
 
 func (e *explainer) destination(s *model.Service, p *model.ServicePort, d model.Destination) Destination {

@@ -406,3 +406,21 @@ func TestNamesInCertificatesAreHarmless(t *testing.T) {
 		t.Errorf("want %s in\n%s", want, got)
 	}
 }
+
+// TestProblemsOfSlices: those of a Service's EndpointSlices are told, and not those of another whose name begins alike.
+func TestProblemsOfSlices(t *testing.T) {
+	s := edgeOf()
+	other := s.Services[0]
+	other.Ref.Name = "a-b"
+	s.Services = []model.Service{s.Services[0], other, s.Services[1]}
+	for _, name := range []string{"a-x1", "a-b-x2", "b-x3"} {
+		s.Problems = append(s.Problems, model.Problem{Object: model.ObjectRef{Kind: "EndpointSlice", Namespace: "shop", Name: name},
+			Reason: model.ReasonInvalidField, Message: "of " + name})
+	}
+	for service, want := range map[string]string{"a": "of a-x1", "a-b": "of a-b-x2"} {
+		got := explain(t, s, Options{}, "service/shop/"+service)
+		if !strings.Contains(got, want) || strings.Count(got, "EndpointSlice ") != 1 {
+			t.Errorf("service/shop/%s: want the problem %q alone\n%s", service, want, got)
+		}
+	}
+}
