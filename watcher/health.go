@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// Health is how a cluster's API server does, for people.
+// Health is how a cluster's API server does, or a folder of manifests, for people.
 type Health struct {
 	Cluster string `json:"cluster,omitempty"` // name in the configuration
-	Server  string `json:"server"`            // URL
+	Server  string `json:"server"`            // URL, or path
 	// Up says that the API server answers, and that all that may be read is being watched.
 	Up bool `json:"up"`
 	// LastContact is when the API server last sent something; zero if it never did.

@@ -23,17 +23,20 @@ type Manifests struct {
 	files   map[string]file
 	cluster objects.Cluster
 	read    bool
+	health  Health
 }
 
 // A file is what is known of one file of manifests.
 type file struct {
-	sum  [sha256.Size]byte // of its content when it was last read
-	good objects.Manifest  // the last without errors, or the latest if it never was
+	sum   [sha256.Size]byte // of its content when it was last read
+	good  objects.Manifest  // the last without errors, or the latest if it never was
+	wrong []error           // in the latest
 }
 
 // NewManifests returns the source of the folder or file at path. Nothing is read before Run.
 func NewManifests(path string, o Options) *Manifests {
-	return &Manifests{path: filepath.Clean(path), o: o, files: map[string]file{}}
+	path = filepath.Clean(path)
+	return &Manifests{path: path, o: o, files: map[string]file{}, health: Health{Cluster: o.Cluster, Server: path}}
 }
 
 // settle is how long a folder must be quiet before it is read again, so that a file is not read half written; maxSettle
@@ -116,17 +119,21 @@ func (m *Manifests) follow(ctx context.Context, w *fsnotify.Watcher, changed fun
 func (m *Manifests) reload() error {
 	m.o.Metrics.events.WithLabelValues("Manifests").Inc()
 	names, err := objects.Files(m.path)
-	if err != nil {
-		return err
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.health.Up = err == nil; err != nil {
+		m.health.LastError = err.Error()
+		return err
+	}
 	files := make(map[string]file, len(names))
 	var all objects.Manifest
+	var wrong []error
 	for _, name := range names {
 		files[name] = m.readFile(name)
 		all.Merge(files[name].good)
+		wrong = append(wrong, files[name].wrong...)
 	}
+	m.health.LastContact, m.health.LastError = time.Now(), summary(wrong)
 	for _, e := range all.Errors {
 		m.o.Log.Error("manifest not used", "at", e.String(), "err", e.Err)
 	}
@@ -141,13 +148,17 @@ func (m *Manifests) readFile(name string) file {
 	data, err := os.ReadFile(name)
 	if err != nil {
 		m.o.Log.Error("manifest cannot be read, its last good objects stay", "err", err)
-		return last
+		return file{good: last.good, wrong: []error{err}}
 	}
 	sum := sha256.Sum256(data)
 	if known && sum == last.sum {
 		return last
 	}
 	next := objects.Parse(name, data)
+	var wrong []error
+	for _, e := range next.Errors {
+		wrong = append(wrong, e)
+	}
 	for _, w := range next.Warnings {
 		m.o.Log.Warn("manifest has an unknown field", "at", w.String(), "err", w.Err)
 	}
@@ -155,9 +166,9 @@ func (m *Manifests) readFile(name string) file {
 		for _, e := range next.Errors {
 			m.o.Log.Error("manifest broken, its last good objects stay", "at", e.String(), "err", e.Err)
 		}
-		return file{sum, last.good}
+		return file{sum, last.good, wrong}
 	}
-	return file{sum, next}
+	return file{sum, next, wrong}
 }
 
 // Objects returns what was read last. ok is false before the first time.
@@ -165,4 +176,23 @@ func (m *Manifests) Objects() (_ objects.Cluster, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.cluster, m.read
+}
+
+// Health says whether the manifests can be read, and in LastError what of them cannot be used.
+func (m *Manifests) Health() Health {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.health
+}
+
+// summary is the first of the errors and the number of the others.
+func summary(errs []error) string {
+	switch len(errs) {
+	case 0:
+		return ""
+	case 1:
+		return errs[0].Error()
+	default:
+		return fmt.Sprintf("%v, and %d more", errs[0], len(errs)-1)
+	}
 }

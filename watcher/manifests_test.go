@@ -197,3 +197,32 @@ func TestManifestsMissing(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestManifestsHealth breaks a file, and again while the folder is elsewhere, and mends both.
+func TestManifestsHealth(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "manifests")
+	file := filepath.Join(dir, "a.yaml")
+	write(t, file, manifest("a"))
+	log, _ := textLog()
+	m := NewManifests(dir, testOptions(log))
+	start(t, m)
+	wants := func(what string, up bool, lastError string) {
+		t.Helper()
+		eventually(t, tick(t), what, func() bool {
+			h := m.Health()
+			return h.Up == up && strings.Contains(h.LastError, lastError) && (lastError != "" || h.LastError == "") && h.Server == dir
+		})
+	}
+	wants("all is well", true, "")
+	write(t, file, manifest("a")+"---\nkind: [")
+	wants("the broken file is told of", true, file+":6")
+	write(t, filepath.Join(dir, "b.yaml"), "kind: [")
+	wants("both broken files are told of", true, "and 1 more")
+	remove(t, filepath.Join(dir, "b.yaml"))
+	rename(t, dir, dir+".away")
+	wants("the folder is away", false, "no such file")
+	rename(t, dir+".away", dir)
+	wants("the file is still broken", true, file+":6")
+	write(t, file, manifest("a"))
+	wants("all is well again", true, "")
+}

@@ -21,7 +21,7 @@ type input struct {
 	name  string       // of the cluster in the configuration
 }
 
-// health is how the source does. What is no API server is always there.
+// health is how the source does. One that does not say, as the demo's, is always there.
 func (i input) health() watcher.Health {
 	if h, ok := i.Source.(interface{ Health() watcher.Health }); ok {
 		return h.Health()
