@@ -43,7 +43,9 @@ func (b *problemBook) set(part string, list []model.Problem) {
 	}
 	b.parts[part] = list
 	before := b.all
-	b.all = merged(b.parts)
+	if b.all = merged(b.parts); slices.Equal(before, b.all) {
+		return // another part has found the same
+	}
 	for _, p := range missingIn(before, b.all) {
 		b.log.Warn("problem", attributes(p)...)
 	}
