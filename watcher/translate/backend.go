@@ -14,6 +14,7 @@ type backendService struct {
 	model.Service
 	why       string // it can be sent no traffic; the Service is empty then
 	named     map[string]*model.ServicePort
+	endpoints int                       // of all ports
 	unreached map[listener]destinations // of the service ports that have endpoints, but none that this edge reaches
 }
 

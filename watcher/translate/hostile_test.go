@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -155,5 +156,28 @@ func TestSecretsOfOneIngressAreBounded(t *testing.T) {
 		if told != problems {
 			t.Errorf("%d entries: told %d times that there are too many, want %d", n, told, problems)
 		}
+	}
+}
+
+// TestEndpointsOfOneServiceAreBounded: an EndpointSlice of 1,000 endpoints and 20,000 ports is small, and 20 million of them.
+func TestEndpointsOfOneServiceAreBounded(t *testing.T) {
+	const ports, each = 150, 1000
+	c := manyPorts(ports)
+	slice := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4, ObjectMeta: *hostile.DeepCopy()}
+	slice.Labels = map[string]string{discoveryv1.LabelServiceName: hostile.Name}
+	for _, p := range c.Services[0].Spec.Ports {
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: new(p.Name), Port: new(int32(8080)), Protocol: new(corev1.ProtocolTCP)})
+	}
+	for i := range each {
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{podIP(i)}})
+	}
+	c.EndpointSlices = append(c.EndpointSlices, slice)
+	s := translateHostile(c, Options{Reach: model.ReachPods})
+	held := 0
+	for _, p := range s.Services[0].Ports {
+		held += len(p.Endpoints)
+	}
+	if want := maxEndpoints + each; held != want || len(s.Problems) == 0 || s.Problems[0].Object != s.Services[0].Ref {
+		t.Errorf("%d endpoints are held, want %d; problems %v", held, want, s.Problems)
 	}
 }

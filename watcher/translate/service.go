@@ -141,6 +141,10 @@ func isOnly(list []netip.Addr, ip string) bool {
 	return err == nil && len(list) == 1 && list[0] == addr.Unmap()
 }
 
+// maxEndpoints is of how many endpoints, of all ports together, a Service gets no more. Each is some 150 bytes: the 20,000 ports
+// and 1,000 endpoints that one EndpointSlice may have would be 3 GB.
+const maxEndpoints = 100_000
+
 // servicePort translates spec.ports[i] into b, unless it cannot be served.
 func (t *translator) servicePort(s *corev1.Service, b *backendService, i int) {
 	spec := &s.Spec.Ports[i]
@@ -152,7 +156,13 @@ func (t *translator) servicePort(s *corev1.Service, b *backendService, i int) {
 	if hasNodePorts(s) {
 		p.NodePort = t.nodePort(s, b, &p, i)
 	}
-	p.Endpoints = endpoints(t.slices[nameOf(s)], isHeadless(s), spec.Name, protocol)
+	if b.endpoints <= maxEndpoints {
+		p.Endpoints = endpoints(t.slices[nameOf(s)], isHeadless(s), spec.Name, protocol)
+		b.endpoints += len(p.Endpoints)
+	} else {
+		t.problem(b.Ref, indexed("spec.ports", i, ""), model.ReasonUnsupported,
+			"the ports before it have more than %d endpoints, and no more are held for one Service: make several of it", maxEndpoints)
+	}
 	d := t.destinations(&p, s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal)
 	p.Destinations = d.list
 	b.Ports = append(b.Ports, p)
