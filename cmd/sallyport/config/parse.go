@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/agnivade/levenshtein"
 	"gopkg.in/yaml.v3"
 
 	"sallyport/watcher/objects"
@@ -238,30 +239,10 @@ func fieldOf(v reflect.Value, key string) (reflect.Value, bool) {
 // advice names the known key that was probably meant, or all of them.
 func advice(got string, known []string) string {
 	same := func(k string) bool {
-		return strings.EqualFold(strings.NewReplacer("-", "", "_", "").Replace(got), k) || distance(got, k) <= 2
+		return strings.EqualFold(strings.NewReplacer("-", "", "_", "").Replace(got), k) || levenshtein.ComputeDistance(got, k) <= 2
 	}
 	if i := slices.IndexFunc(known, same); i >= 0 {
 		return fmt.Sprintf("did you mean %s?", known[i])
 	}
 	return "known here: " + strings.Join(known, ", ")
-}
-
-// distance is the Levenshtein distance of two short words.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		last := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := last
-			if a[i] != b[j] {
-				cost++
-			}
-			last, row[j+1] = row[j+1], min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

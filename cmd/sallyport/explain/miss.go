@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/agnivade/levenshtein"
+
 	"sallyport/gateway/route"
 	"sallyport/watcher/model"
 )
@@ -142,33 +144,15 @@ func (e *explainer) nearHosts(host string) []string {
 		if h == "" || len(out) > 0 && out[len(out)-1] == h {
 			continue
 		}
-		if strings.TrimPrefix(h, "www.") == strings.TrimPrefix(host, "www.") || distance(h, host) <= 2 {
+		if strings.TrimPrefix(h, "www.") == strings.TrimPrefix(host, "www.") || isSlip(h, host) {
 			out = append(out, h)
 		}
 	}
 	return out
 }
 
-// distance is the number of bytes to insert, delete or replace to make b of a (Levenshtein), or more than 2 if it is so
-// anyway.
-func distance(a, b string) int {
-	if d := len(a) - len(b); d < -2 || d > 2 {
-		return 3
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j]+1, row[j+1]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
+// isSlip says whether b is a with two characters at the most inserted, deleted or replaced.
+func isSlip(a, b string) bool {
+	d := len(a) - len(b)
+	return d >= -2 && d <= 2 && levenshtein.ComputeDistance(a, b) <= 2
 }
