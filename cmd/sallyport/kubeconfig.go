@@ -98,10 +98,19 @@ func (r credentialRequest) run(ctx context.Context, out, notes io.Writer) error 
 
 // checkOutput refuses before a token is made what write would refuse after.
 func (r credentialRequest) checkOutput() error {
-	if r.output == "" || r.force {
+	if r.output == "" {
 		return nil
 	}
-	if _, err := os.Lstat(r.output); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Dir(r.output)); err != nil {
+		return fmt.Errorf("write %s: %w", r.output, err)
+	}
+	info, err := os.Lstat(r.output)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err == nil && info.IsDir():
+		return fmt.Errorf("%s is a folder: name a file in it", r.output)
+	case !r.force:
 		return fmt.Errorf("%s exists: --force replaces it", r.output)
 	}
 	return nil

@@ -223,3 +223,19 @@ func grantsIn(t *testing.T, file string) (out []grant) {
 		}
 	}
 }
+
+// TestKubeconfigIsRefusedBeforeATokenIsMade for a file that could not be written: nobody could take the token back.
+func TestKubeconfigIsRefusedBeforeATokenIsMade(t *testing.T) {
+	there := write(t, "there", "")
+	for output, want := range map[string]string{
+		"/nonexistent/edge.kubeconfig": "write /nonexistent/edge.kubeconfig: ",
+		filepath.Dir(there):            " is a folder: name a file in it",
+		there:                          " exists: --force replaces it",
+		there + ".new":                 "",
+	} {
+		err := credentialRequest{output: output, force: output != there}.checkOutput()
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", output, err, want)
+		}
+	}
+}
