@@ -50,6 +50,20 @@ func (c *Config) checkEdge(p *problems) {
 	if n := len(c.Edge.Admin.Socket); n > maxSocketPath {
 		p.add("edge.admin.socket", "a path of %d bytes is too long for a socket: give one of at most %d", n, maxSocketPath)
 	}
+	if admin := c.Edge.Admin.Address; c.servesL7At(admin) {
+		p.add("edge.admin.address", "%v is where HTTP or HTTPS is served (l7.addresses): give another port", admin)
+	}
+}
+
+// servesL7At says whether L7 listens at an address, or could not while another listens there.
+func (c *Config) servesL7At(at netip.AddrPort) bool {
+	if !c.L7.Enabled || at.Port() == 0 || at.Port() != c.L7.HTTPPort && at.Port() != c.L7.HTTPSPort {
+		return false
+	}
+	return slices.ContainsFunc(c.L7.Addresses, func(text string) bool {
+		a, err := netip.ParseAddr(text)
+		return err != nil || a.IsUnspecified() || at.Addr().IsUnspecified() || a == at.Addr()
+	})
 }
 
 func (c *Config) checkClusters(p *problems) {
