@@ -62,7 +62,7 @@ func (c *Config) servesL7At(at netip.AddrPort) bool {
 	}
 	return slices.ContainsFunc(c.L7.Addresses, func(text string) bool {
 		a, err := netip.ParseAddr(text)
-		return err != nil || a.IsUnspecified() || at.Addr().IsUnspecified() || a == at.Addr()
+		return isEveryAddress(text) || err == nil && (at.Addr().IsUnspecified() || a == at.Addr())
 	})
 }
 
@@ -106,9 +106,10 @@ func (c *Config) checkL7(p *problems) {
 	}
 	for i, a := range c.L7.Addresses {
 		key := fmt.Sprintf("l7.addresses[%d]", i)
+		there := func(earlier string) bool { return earlier == a || isEveryAddress(earlier) }
 		if _, err := netip.ParseAddr(a); err != nil && a != EdgeAddresses {
 			p.add(key, "%q is neither an IP address nor %q", a, EdgeAddresses)
-		} else if earlier := c.L7.Addresses[:i]; slices.Contains(earlier, a) || slices.Contains(earlier, EdgeAddresses) || i > 0 && a == EdgeAddresses {
+		} else if slices.ContainsFunc(c.L7.Addresses[:i], there) || i > 0 && isEveryAddress(a) {
 			p.add(key, "%s is there already: name each address once, or only %q for all of them", a, EdgeAddresses)
 		}
 	}
@@ -128,6 +129,12 @@ func (c *Config) checkL7(p *problems) {
 			p.add(d.key, "%v is not a time to wait: give a positive duration such as 10s", d.value)
 		}
 	}
+}
+
+// isEveryAddress says whether an item of l7.addresses means all addresses of this machine.
+func isEveryAddress(text string) bool {
+	a, err := netip.ParseAddr(text)
+	return text == EdgeAddresses || err == nil && a.IsUnspecified()
 }
 
 func (c *Config) checkTLS(p *problems) {

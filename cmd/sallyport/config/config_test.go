@@ -39,6 +39,7 @@ func TestParseErrors(t *testing.T) {
 			"f.yaml:3: l4.nodePortAddresses[0]: 192.0.2.0/24 is a network, and userspace listens on addresses: name each of this machine's, as 192.0.2.0/32"},
 		{"L7 address twice", "l7:\n  addresses: [192.0.2.1, 192.0.2.1]\n", "f.yaml:2: l7.addresses[1]: 192.0.2.1 is there already: name each address once, or only \"edge\" for all of them"},
 		{"L7 address and all of them", "l7:\n  addresses: [192.0.2.1, edge]\n", "f.yaml:2: l7.addresses[1]: edge is there already: name each address once, or only \"edge\" for all of them"},
+		{"L7 address and all of them, as an address", "l7:\n  addresses: [0.0.0.0, 192.0.2.1]\n", "f.yaml:2: l7.addresses[1]: 192.0.2.1 is there already: name each address once, or only \"edge\" for all of them"},
 		{"not a mapping", "- edge\n", "f.yaml:1: the file: expected keys and values: edge, clusters, reach, loadBalancer, l4, l7, status"},
 		{"unknown key", "l4:\n  dataplan: x\n", "f.yaml:2: l4.dataplan: unknown key; did you mean dataplane?"},
 		{"unknown key in another spelling", "load_balancer:\n", "f.yaml:1: load_balancer: unknown key; did you mean loadBalancer?"},
