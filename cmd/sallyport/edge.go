@@ -228,7 +228,7 @@ func (e *edge) serveL7(ctx, failed context.Context) error {
 	return nil
 }
 
-// close releases what bind has bound when the edge is not run.
+// close releases what bind has bound when the edge is not run, but for the ports of L7, which end with the process.
 func (e *edge) close() error {
 	e.closeL4()
 	if e.admin == nil {
