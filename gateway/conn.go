@@ -56,6 +56,7 @@ type conn struct {
 	reading  atomic.Bool   // a Read is under way
 	writing  atomic.Bool   // a Write is under way
 	splicing atomic.Bool   // a ReadFrom is under way, which waits for either side
+	sending  atomic.Bool   // TLS is writing, be it in answer to what a Read has met
 	leaving  atomic.Bool   // the watcher has woken the reader, so that it ends the connection
 
 	mu      sync.Mutex // guards what follows; the watcher holds it while it closes an upstream connection
@@ -78,7 +79,7 @@ func (g *Gateway) newConn(nc net.Conn, config *tls.Config) *conn {
 	c := &conn{Conn: nc, socket: nc, g: g, peer: addrPort(nc.RemoteAddr()), late: g.draining.Load(),
 		localText: local.String(), localPort: strconv.Itoa(int(local.Port())), scheme: "http"}
 	if config != nil {
-		c.tls, c.scheme, c.phase = tls.Server(nc, config), "https", phaseHandshake
+		c.tls, c.scheme, c.phase = tls.Server(tlsSocket{nc, c}, config), "https", phaseHandshake
 		c.Conn = c.tls
 	}
 	c.peerText = c.peer.Addr().String()
@@ -93,6 +94,21 @@ func (g *Gateway) newConn(nc net.Conn, config *tls.Config) *conn {
 	g.mu.Unlock()
 	g.metrics.connections.Inc()
 	return c
+}
+
+// A tlsSocket is the socket that TLS is spoken over. A client can have TLS write without taking part in HTTP, by asking
+// for new keys (RFC 8446 4.6.3), and keep a Read from returning by not taking what is written.
+type tlsSocket struct {
+	net.Conn
+	c *conn
+}
+
+// Write implements net.Conn.
+func (s tlsSocket) Write(p []byte) (int, error) {
+	s.c.sending.Store(true)
+	n, err := s.Conn.Write(p)
+	s.c.sending.Store(false)
+	return n, err
 }
 
 // addrPort returns a TCP address without the zone of a link-local one: no prefix contains an address with a zone, and no

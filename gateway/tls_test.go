@@ -314,6 +314,22 @@ func TestSlowReaderOverTLS(t *testing.T) {
 	wait(t, "the connection is cut", func() bool { return e.metric(t, "sallyport_http_connections") == 0 })
 }
 
+// Nor does one that has TLS answer by itself, which a Read waits for.
+func TestSlowReaderOfTLSItself(t *testing.T) {
+	e, a := secure(t, Options{HeaderTimeout: time.Hour, WriteTimeout: 300 * time.Millisecond}, closedAddr(t))
+	dialTLS(t, e, a.client("shop.example.com"))
+	served := e.connections()[0]
+	done := make(chan bool)
+	go func() {
+		for err := error(nil); err == nil; {
+			_, err = served.tls.NetConn().Write(make([]byte, 64<<10)) // in place of many KeyUpdates
+		}
+		close(done)
+	}()
+	wait(t, "the connection is cut", func() bool { return e.metric(t, "sallyport_http_connections") == 0 })
+	<-done
+}
+
 func TestBodiesOverTLS(t *testing.T) {
 	e, a := secure(t, Options{}, httpBackend(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)

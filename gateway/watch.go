@@ -106,9 +106,10 @@ func (c *conn) check(now uint32) {
 }
 
 // blocked reports whether there is something for the client that the kernel does not take. While the kernel moves
-// bytes between two sockets, that is so if the endpoint has sent more.
+// bytes between two sockets, that is so if the endpoint has sent more. A tunnel may block: it has a limit of its own.
 func (c *conn) blocked() bool {
-	return c.writing.Load() || c.splicing.Load() && c.up != nil && new(peeker).peek(c.up.raw) == peekBytes
+	return c.writing.Load() || c.sending.Load() && c.phase != phaseTunnel ||
+		c.splicing.Load() && c.up != nil && new(peeker).peek(c.up.raw) == peekBytes
 }
 
 // checkTaken comes twice in the time limit for writing while the connection is blocked, and ends it if the client has
