@@ -67,7 +67,7 @@ func handshakeResult(c *tls.Conn, err error, slow bool) string {
 		return handshakeResumed
 	case err == nil:
 		return handshakeFull
-	case slow:
+	case slow, errors.Is(err, net.ErrClosed): // the latter by the end of the gateway
 		return handshakeTimeout
 	case errors.As(err, &record):
 		return handshakeNotTLS

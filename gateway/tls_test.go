@@ -192,6 +192,22 @@ func TestHandshakesAreCountedByResult(t *testing.T) {
 	}
 }
 
+// The end of the gateway is no fault of the client.
+func TestHandshakeThatIsCutIsCounted(t *testing.T) {
+	e, _ := secure(t, Options{DrainTime: 50 * time.Millisecond}, closedAddr(t))
+	c, err := net.Dial("tcp", e.tlsAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "\x16\x03\x01\x02\x00\x01")
+	wait(t, "the connection is accepted", func() bool { return e.metric(t, "sallyport_http_connections") == 1 })
+	e.stop()
+	if n := e.metric(t, "sallyport_gateway_tls_handshakes_total", handshakeTimeout); n != 1 {
+		t.Errorf("counted %v handshakes that timed out, want 1", n)
+	}
+}
+
 func TestClearOnTheTLSPortIsExplained(t *testing.T) {
 	e, _ := secure(t, Options{}, closedAddr(t))
 	c := &client{t: t}
