@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +52,9 @@ func Kubeconfig(path, context string) (_ *rest.Config, origin string, err error)
 	config, err := clientcmd.NewNonInteractiveClientConfig(*merged, context, &clientcmd.ConfigOverrides{}, nil).ClientConfig()
 	if err != nil {
 		return nil, "", fmt.Errorf("%s: context %q: %w", origin, context, err)
+	}
+	if u, err := url.Parse(config.Host); err == nil && u.User != nil { // the server is told in logs and views
+		return nil, "", fmt.Errorf("%s: context %q: the URL of the server has a user in it: write username and password under users", origin, context)
 	}
 	if _, err := rest.TransportFor(config); err != nil { // reads the certificates
 		return nil, "", fmt.Errorf("%s: context %q: %w", origin, context, err)

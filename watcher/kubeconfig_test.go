@@ -139,6 +139,11 @@ func TestKubeconfigErrors(t *testing.T) {
 		{"a certificate that is none", func(t *testing.T, dir string) (string, string) {
 			return kubeconfig(t, dir+"/f", "a", "client-certificate-data: AAAA, client-key-data: AAAA", "a"), ""
 		}, `kubeconfig DIR/f: context "a": tls: failed to find any PEM data in certificate input`},
+		{"a password in the server's URL", func(t *testing.T, dir string) (string, string) {
+			write(t, dir+"/f", "apiVersion: v1\nkind: Config\ncurrent-context: a\ncontexts: [{name: a, context: {cluster: a, user: a}}]\n"+
+				"clusters: [{name: a, cluster: {server: 'https://me:secret@192.0.2.1:6443'}}]\nusers: [{name: a, user: {}}]\n")
+			return dir + "/f", ""
+		}, `kubeconfig DIR/f: context "a": the URL of the server has a user in it: write username and password under users`},
 		{"an auth provider that is gone", func(t *testing.T, dir string) (string, string) {
 			return kubeconfig(t, dir+"/f", "a", "auth-provider: {name: gcp}", "a"), ""
 		}, `kubeconfig DIR/f: context "a": no Auth Provider found for name "gcp"`},
