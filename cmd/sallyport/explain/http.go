@@ -106,7 +106,7 @@ func (e *explainer) certificate(r request) {
 		if _, ok := isIP(r.host); ok {
 			e.hint("clients refuse the self-signed certificate, and of an address they do not tell its name: only the default certificate can be for it")
 		} else {
-			e.hint("clients refuse the self-signed certificate: add the host and a Secret of type kubernetes.io/tls to spec.tls of its Ingress")
+			e.hint("clients refuse the self-signed certificate: spec.tls of the Ingress has to name the host and a Secret of type kubernetes.io/tls that the edge may read")
 		}
 		e.tell(func(p model.Problem) bool { return p.Reason == model.ReasonSecretNotFound && p.Object.Kind == "Secret" })
 		return
