@@ -64,11 +64,10 @@ func hammer(t *testing.T, n int, dial func() (net.Conn, error), done *atomic.Boo
 	}
 }
 
-// A gateway ends while clients come, and another takes over its sockets after that. Nobody fails, not even those who
-// download or talk at the time, and while they do new clients do not wait.
-func TestRestartUnderLoad(t *testing.T) {
-	const pieces = 30
-	addr := rawBackend(t, func(c net.Conn, br *bufio.Reader) {
+// patientBackend is an endpoint that also talks, and sends a download in so many pieces of 1,000 bytes, ten a second.
+func patientBackend(t *testing.T, pieces int) string {
+	t.Helper()
+	return rawBackend(t, func(c net.Conn, br *bufio.Reader) {
 		for {
 			head, err := readBlock(br)
 			switch {
@@ -91,6 +90,13 @@ func TestRestartUnderLoad(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A gateway ends while clients come, and another takes over its sockets after that. Nobody fails, not even those who
+// download or talk at the time, and while they do new clients do not wait.
+func TestRestartUnderLoad(t *testing.T) {
+	const pieces = 30
+	addr := patientBackend(t, pieces)
 	sockets := inherited{}
 	defer sockets.close()
 	o := Options{Addresses: []string{"127.0.0.1:0"}, TLSAddresses: []string{"localhost:0"}, Listen: sockets.listen,

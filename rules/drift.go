@@ -22,6 +22,7 @@ const (
 	driftRules                    // rules were removed from, or added to, a chain of ours
 )
 
+// String gives the label of the metric.
 func (k driftKind) String() string {
 	return [...]string{"unknown", "table", "hook", "chain", "rules"}[k]
 }
@@ -32,6 +33,7 @@ type finding struct {
 	table, chain string
 }
 
+// String gives "table kind chain", without what is not known.
 func (f finding) String() string {
 	return strings.Join(strings.Fields(fmt.Sprint(f.table, " ", f.kind, " ", f.chain)), " ")
 }

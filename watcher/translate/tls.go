@@ -30,6 +30,7 @@ type tlsField struct{ entry, host int }
 
 const noHost = -1
 
+// String gives the path of the field.
 func (f tlsField) String() string {
 	if f.host == noHost {
 		return indexed("spec.tls", f.entry, ".secretName")
