@@ -199,8 +199,9 @@ func (b *builder) port(backend model.Backend) balance.Picker {
 	if p := b.ports[port]; p != nil {
 		return p
 	}
-	endpoints := make([]*balance.Endpoint, len(port.Destinations))
-	for i, d := range port.Destinations {
+	to := port.Preferred()
+	endpoints := make([]*balance.Endpoint, len(to))
+	for i, d := range to {
 		endpoints[i] = b.endpoint(d.Addr)
 	}
 	p := balance.NewRoundRobin(endpoints)

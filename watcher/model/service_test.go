@@ -1,24 +1,33 @@
 package model
 
-import "testing"
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+)
 
-func TestPort(t *testing.T) {
-	for _, n := range []int{0, 1, FewPorts, FewPorts + 1, 1000} {
-		s := &Service{}
-		for i := range n {
-			s.Ports = append(s.Ports, ServicePort{Protocol: TCP, Port: uint16(2 * i)}, ServicePort{Protocol: UDP, Port: uint16(3 * i)})
-		}
-		for _, how := range []string{"one after the other", "by the index"} {
-			for i := range s.Ports {
-				p := &s.Ports[i]
-				if got := s.Port(p.Port, p.Protocol); got != p {
-					t.Fatalf("%d ports, %s: %d/%s is %p, want %p", n, how, p.Port, p.Protocol, got, p)
-				}
+func TestPreferredDestinations(t *testing.T) {
+	const v4, w4, v6 = "10.1.0.2:80", "10.1.0.3:80", "[2001:db8::2]:80"
+	for _, tt := range []struct {
+		name     string
+		has      []string
+		want     int
+		wantLast string
+	}{
+		{"none", nil, 0, ""},
+		{"IPv4", []string{v4, w4}, 2, w4},
+		{"both", []string{v4, w4, v6}, 2, w4},
+		{"IPv6", []string{v6}, 1, v6},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var p ServicePort
+			for _, a := range tt.has {
+				p.Destinations = append(p.Destinations, Destination{Addr: netip.MustParseAddrPort(a)})
 			}
-			if got := s.Port(65535, TCP); got != nil {
-				t.Errorf("%d ports, %s: 65535/TCP is %+v", n, how, got)
+			got := p.Preferred()
+			if len(got) != tt.want || tt.want > 0 && got[len(got)-1].Addr.String() != tt.wantLast {
+				t.Errorf("got %s", fmt.Sprint(got))
 			}
-			s.IndexPorts()
-		}
+		})
 	}
 }
