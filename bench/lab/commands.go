@@ -208,16 +208,16 @@ func buildCommand() *cobra.Command {
 // agentCommand is what up runs for each node.
 func agentCommand() *cobra.Command {
 	var c agent.Config
-	var ip, cert, key, clientCA string
-	var images []string
+	var cert, key, clientCA string
+	var ips, images []string
 	cmd := &cobra.Command{
 		Use:    "agent",
 		Short:  "Play the kubelet of one node",
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if c.NodeIP, err = netip.ParseAddr(ip); err != nil {
-				return fmt.Errorf("--node-ip: %w", err)
+			if c.NodeIPs, err = nodeIPs(ips); err != nil {
+				return err
 			}
 			if c.Images, err = imageTable(images); err != nil {
 				return err
@@ -231,7 +231,7 @@ func agentCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&c.Node, "node", "", "name of the Node object")
-	f.StringVar(&ip, "node-ip", "", "the node's InternalIP")
+	f.StringSliceVar(&ips, "node-ip", nil, "the node's InternalIPs, one of each family, the primary one first")
 	f.StringVar(&c.NetNS, "netns", "", "name of the node's network namespace")
 	f.StringVar(&c.PodNetNSPrefix, "pod-netns-prefix", "", "what the names of the pods' network namespaces begin with")
 	f.StringVar(&c.Kubeconfig, "kubeconfig", "", "path of the kubeconfig")
@@ -241,4 +241,19 @@ func agentCommand() *cobra.Command {
 	f.StringVar(&c.Dir, "dir", "", "folder for logs and files of pods")
 	f.StringArrayVar(&images, "image", nil, "NAME=BINARY: program that plays an image")
 	return cmd
+}
+
+// nodeIPs reads the addresses of a node.
+func nodeIPs(list []string) ([]netip.Addr, error) {
+	if len(list) == 0 {
+		return nil, errors.New("--node-ip is missing")
+	}
+	ips := make([]netip.Addr, len(list))
+	for i, text := range list {
+		var err error
+		if ips[i], err = netip.ParseAddr(text); err != nil {
+			return nil, fmt.Errorf("--node-ip: %w", err)
+		}
+	}
+	return ips, nil
 }

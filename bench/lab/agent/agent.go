@@ -26,8 +26,8 @@ import (
 type Config struct {
 	// Node is the name of the Node object.
 	Node string
-	// NodeIP is its InternalIP.
-	NodeIP netip.Addr
+	// NodeIPs are its InternalIPs, at most one of each family, the primary one first. There is one at least.
+	NodeIPs []netip.Addr
 	// NetNS names the node's network namespace, as ip-netns(8) does. It must exist, and forward packets.
 	NetNS string
 	// PodNetNSPrefix and the first eight characters of a pod's UID name the pod's network namespace.
@@ -35,7 +35,7 @@ type Config struct {
 	// Kubeconfig is the path of a kubeconfig with a kubelet's permissions. The API server must be reachable from NetNS:
 	// a node whose cable is cut has lost it.
 	Kubeconfig string
-	// Kubelet is how the kubelet's API is served at NodeIP (see [KubeletTLS]); nil for not at all.
+	// Kubelet is how the kubelet's API is served at the first of NodeIPs (see [KubeletTLS]); nil for not at all.
 	Kubelet *tls.Config
 	// Dir is a directory of this node alone. Dir/pods/NAMESPACE_NAME_UID/CONTAINER.log takes a container's output; volumes
 	// are beside it. [RemoveDir] removes what an agent that was killed left there.
@@ -81,7 +81,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	if err := removeOrphans(c.Dir, c.PodNetNSPrefix); err != nil {
 		return err
 	}
-	keeper := &nodeKeeper{client: client, name: c.Node, ip: c.NodeIP, log: c.Log}
+	keeper := &nodeKeeper{client: client, name: c.Node, ips: c.NodeIPs, log: c.Log}
 	cidrs, err := keeper.awaitPodCIDRs(ctx)
 	if ctx.Err() != nil {
 		return nil
@@ -121,7 +121,7 @@ func runOn(ctx context.Context, c Config, client kubernetes.Interface, network *
 		config:   c,
 	})
 	if c.Kubelet != nil {
-		server, err := serveKubelet(ctx, network.node, c.NodeIP, c.Kubelet, pods, c.Log)
+		server, err := serveKubelet(ctx, network.node, c.NodeIPs[0], c.Kubelet, pods, c.Log)
 		if err != nil {
 			return err
 		}

@@ -116,7 +116,7 @@ func startBed(t *testing.T) *bed {
 	requireRoot(t)
 	prefix := fmt.Sprintf("spagent%d.", os.Getpid())
 	b := &bed{T: t, config: Config{
-		Node: "node-1", NodeIP: addr("127.0.0.1"), NetNS: prefix + "node", PodNetNSPrefix: prefix + "pod.", Dir: t.TempDir(),
+		Node: "node-1", NodeIPs: addrs("127.0.0.1"), NetNS: prefix + "node", PodNetNSPrefix: prefix + "pod.", Dir: t.TempDir(),
 		Images: map[string]string{"sh": "/bin/sh", "web": executable(t)},
 		Log:    slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}}

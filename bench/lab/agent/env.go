@@ -43,7 +43,7 @@ func (e *environment) list() []string {
 // podFacts is what the downward API tells a container beyond the Pod object itself.
 type podFacts struct {
 	hostname string
-	hostIP   netip.Addr
+	hostIPs  []netip.Addr
 	podIPs   []netip.Addr
 }
 
@@ -118,8 +118,10 @@ func fieldValue(pod *corev1.Pod, fieldPath string, facts podFacts) (string, erro
 		return pod.Spec.NodeName, nil
 	case "spec.serviceAccountName":
 		return pod.Spec.ServiceAccountName, nil
-	case "status.hostIP", "status.hostIPs":
-		return facts.hostIP.String(), nil
+	case "status.hostIP":
+		return joinAddrs(facts.hostIPs[:min(1, len(facts.hostIPs))]), nil
+	case "status.hostIPs":
+		return joinAddrs(facts.hostIPs), nil
 	case "status.podIP":
 		return joinAddrs(facts.podIPs[:min(1, len(facts.podIPs))]), nil
 	case "status.podIPs":

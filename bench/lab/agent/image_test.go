@@ -92,13 +92,13 @@ func TestContainerEnv(t *testing.T) {
 	}
 	c := &corev1.Container{Name: "main", EnvFrom: all, Env: []corev1.EnvVar{
 		field("NAME", "metadata.name"), field("NS", "metadata.namespace"), field("UID", "metadata.uid"), field("NODE", "spec.nodeName"),
-		field("IP", "status.podIP"), field("IPS", "status.podIPs"), field("HOST", "status.hostIP"),
+		field("IP", "status.podIP"), field("IPS", "status.podIPs"), field("HOST", "status.hostIP"), field("HOSTS", "status.hostIPs"),
 		field("APP", "metadata.labels['app.kubernetes.io/name']"), field("NONE", "metadata.annotations['none']"),
 		fromSecret("PASSWORD", "keys", "password", false), fromConfigMap("COLOUR", "settings", "colour", false),
 		fromSecret("UNSET", "keys", "none", true), fromConfigMap("UNSET2", "none", "colour", true),
 		{Name: "URL", Value: "http://$(IP)/$(LATER)"}, {Name: "LATER", Value: "x"}, {Name: "HOSTNAME", Value: "mine"},
 	}}
-	facts := podFacts{hostname: "web", hostIP: addr("10.0.0.1"), podIPs: addrs("10.1.0.2", "fd00::2")}
+	facts := podFacts{hostname: "web", hostIPs: addrs("10.0.0.1", "fd00:1::1"), podIPs: addrs("10.1.0.2", "fd00::2")}
 	env, err := containerEnv(t.Context(), c, contents{testConfig(), pod, facts})
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +106,7 @@ func TestContainerEnv(t *testing.T) {
 	want := []string{
 		"PATH=" + searchPath, "HOSTNAME=mine", "SALLYPORT_LAB_NAME=blue",
 		"S_password=xyzzy", "S_user=joe", "colour=blue", "NAME=web", "NS=default", "UID=web-uid", "NODE=node-1",
-		"IP=10.1.0.2", "IPS=10.1.0.2,fd00::2", "HOST=10.0.0.1", "APP=web", "NONE=", "PASSWORD=xyzzy", "COLOUR=blue", "URL=http://10.1.0.2/$(LATER)", "LATER=x",
+		"IP=10.1.0.2", "IPS=10.1.0.2,fd00::2", "HOST=10.0.0.1", "HOSTS=10.0.0.1,fd00:1::1", "APP=web", "NONE=", "PASSWORD=xyzzy", "COLOUR=blue", "URL=http://10.1.0.2/$(LATER)", "LATER=x",
 	}
 	if got := env.list(); !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)

@@ -99,6 +99,12 @@ func (n *podNetwork) makeBridge() error {
 	return inNetNS(n.node, refuseRedirects)
 }
 
+// ignoreRedirects keeps a pod from bypassing its node when that says that another pod is on the same link: IPv6 has no
+// switch for a router to keep silent (see refuseRedirects).
+func ignoreRedirects() error {
+	return os.WriteFile("/proc/sys/net/ipv6/conf/"+podLink+"/accept_redirects", []byte("0"), 0)
+}
+
 // refuseRedirects keeps the node from telling its pods to bypass it: they share its bridge, but not its NAT.
 func refuseRedirects() error {
 	for _, link := range []string{"all", bridgeName} {
@@ -168,6 +174,9 @@ func (n *podNetwork) configure(ns netns.NsHandle, ips []netip.Addr) error {
 		return err
 	}
 	if err := setUp(links, podLink); err != nil {
+		return err
+	}
+	if err := inNetNS(ns, ignoreRedirects); err != nil {
 		return err
 	}
 	eth, err := links.LinkByName(podLink)

@@ -34,7 +34,7 @@ const (
 type nodeKeeper struct {
 	client kubernetes.Interface
 	name   string
-	ip     netip.Addr
+	ips    []netip.Addr
 	log    *slog.Logger
 	ready  atomic.Bool           // pods can be run
 	cidrs  []string              // the pod CIDRs once the controller manager has given them
@@ -99,15 +99,29 @@ func (k *nodeKeeper) sync(ctx context.Context) (*corev1.Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	status := nodeStatus(k.name, k.ip, k.ready.Load(), metav1.Now())
+	status := nodeStatus(k.name, k.ips, k.ready.Load(), metav1.Now())
 	if upToDate(&node.Status, &status) {
 		return node, nil
 	}
-	patch, err := json.Marshal(map[string]any{"status": status})
+	patch, err := nodeStatusPatch(status)
 	if err != nil {
 		return nil, err
 	}
 	return nodes.Patch(ctx, k.name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+}
+
+// nodeStatusPatch is a strategic merge patch that leaves the conditions of others alone. It replaces the addresses, which would
+// be merged by their type, of which a node with two families has the same twice.
+func nodeStatusPatch(status corev1.NodeStatus) ([]byte, error) {
+	type rest corev1.NodeStatus
+	addresses := []any{map[string]string{"$patch": "replace"}}
+	for _, a := range status.Addresses {
+		addresses = append(addresses, a)
+	}
+	return json.Marshal(map[string]any{"status": struct {
+		rest
+		Addresses []any `json:"addresses"`
+	}{rest(status), addresses}})
 }
 
 // newNode is the Node as registered. A Node that somebody deleted comes back with its pod CIDRs: its pods and the routes
@@ -124,13 +138,13 @@ func (k *nodeKeeper) newNode() *corev1.Node {
 			corev1.LabelArchStable: runtime.GOARCH,
 		}},
 		Spec:   spec,
-		Status: nodeStatus(k.name, k.ip, k.ready.Load(), metav1.Now()),
+		Status: nodeStatus(k.name, k.ips, k.ready.Load(), metav1.Now()),
 	}
 }
 
 // nodeStatus is the status of a node. Its capacity is generous: the lab's pods ask for what they like, and share what
 // the machine has.
-func nodeStatus(name string, ip netip.Addr, ready bool, now metav1.Time) corev1.NodeStatus {
+func nodeStatus(name string, ips []netip.Addr, ready bool, now metav1.Time) corev1.NodeStatus {
 	capacity := corev1.ResourceList{
 		corev1.ResourceCPU:              resource.MustParse("64"),
 		corev1.ResourceMemory:           resource.MustParse("256Gi"),
@@ -142,15 +156,20 @@ func nodeStatus(name string, ip netip.Addr, ready bool, now metav1.Time) corev1.
 		Allocatable:     capacity,
 		Conditions:      []corev1.NodeCondition{readiness(ready, now)},
 		DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: KubeletPort}},
-		Addresses: []corev1.NodeAddress{
-			{Type: corev1.NodeInternalIP, Address: ip.String()},
-			{Type: corev1.NodeHostName, Address: name},
-		},
+		Addresses:       nodeAddresses(name, ips),
 		NodeInfo: corev1.NodeSystemInfo{
 			KubeletVersion: "sallyport-lab", OSImage: "Sallyport lab", OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH,
 			ContainerRuntimeVersion: "lab://processes",
 		},
 	}
+}
+
+func nodeAddresses(name string, ips []netip.Addr) []corev1.NodeAddress {
+	var all []corev1.NodeAddress
+	for _, ip := range ips {
+		all = append(all, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip.String()})
+	}
+	return append(all, corev1.NodeAddress{Type: corev1.NodeHostName, Address: name})
 }
 
 func readiness(ready bool, now metav1.Time) corev1.NodeCondition {

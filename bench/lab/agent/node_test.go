@@ -22,7 +22,7 @@ func nodeReady(node *corev1.Node) bool {
 
 func newKeeper(t *testing.T) (*nodeKeeper, *fake.Clientset) {
 	client := fake.NewClientset()
-	return &nodeKeeper{client: client, name: "node-1", ip: addr("10.0.0.1"), log: slog.New(slog.NewTextHandler(t.Output(), nil))}, client
+	return &nodeKeeper{client: client, name: "node-1", ips: addrs("10.0.0.1", "fd00::1"), log: slog.New(slog.NewTextHandler(t.Output(), nil))}, client
 }
 
 // TestNodeIsRepaired holds that a beat restores what others change: the controller manager after an outage, a user
@@ -48,6 +48,9 @@ func TestNodeIsRepaired(t *testing.T) {
 	node := beat()
 	if !nodeReady(node) {
 		t.Fatalf("node is not Ready: %+v", node.Status.Conditions)
+	}
+	if a := node.Status.Addresses; len(a) != 3 || a[0].Address != "10.0.0.1" || a[1].Address != "fd00::1" {
+		t.Errorf("addresses %v, want both InternalIPs and the host name", a)
 	}
 	node.Status.Conditions[0].Status = corev1.ConditionUnknown
 	if _, err := nodes.UpdateStatus(t.Context(), node, metav1.UpdateOptions{}); err != nil {

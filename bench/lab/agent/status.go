@@ -12,7 +12,7 @@ import (
 
 // observed is what the agent knows of a pod: the input of its status.
 type observed struct {
-	hostIP       netip.Addr
+	hostIPs      []netip.Addr // at least one
 	podIPs       []netip.Addr
 	startTime    metav1.Time
 	networkError string // why the pod has no network yet
@@ -25,8 +25,10 @@ type observed struct {
 func podStatus(pod *corev1.Pod, o observed, now metav1.Time) corev1.PodStatus {
 	s := *pod.Status.DeepCopy()
 	s.Phase = podPhase(o)
-	s.HostIP = o.hostIP.String()
-	s.HostIPs = []corev1.HostIP{{IP: s.HostIP}}
+	s.HostIP, s.HostIPs = o.hostIPs[0].String(), nil
+	for _, ip := range o.hostIPs {
+		s.HostIPs = append(s.HostIPs, corev1.HostIP{IP: ip.String()})
+	}
 	if s.StartTime == nil {
 		s.StartTime = &o.startTime
 	}

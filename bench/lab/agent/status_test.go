@@ -76,6 +76,7 @@ func TestPodStatus(t *testing.T) {
 			if tt.gate {
 				pod.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: gate}}
 			}
+			tt.in.hostIPs = addrs("10.0.0.1")
 			if got := summary(podStatus(pod, tt.in, metav1.Now())); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
@@ -86,7 +87,7 @@ func TestPodStatus(t *testing.T) {
 func TestPodStatusKeepsWhatIsNotItsOwn(t *testing.T) {
 	before, now := metav1.Unix(1000, 0), metav1.Unix(2000, 0)
 	pod := testPod("web", "true")
-	o := observed{hostIP: addr("10.0.0.1"), podIPs: addrs("10.1.0.2", "fd00::2"), startTime: before, mains: []corev1.ContainerStatus{running("main", false)}}
+	o := observed{hostIPs: addrs("10.0.0.1"), podIPs: addrs("10.1.0.2", "fd00::2"), startTime: before, mains: []corev1.ContainerStatus{running("main", false)}}
 	pod.Status = podStatus(pod, o, before)
 	pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: "example.com/served", Status: corev1.ConditionTrue})
 

@@ -78,7 +78,7 @@ func newPodWorker(ctx context.Context, r *podRuntime, pod *corev1.Pod) *podWorke
 		log:        r.config.Log.With("pod", pod.Namespace+"/"+pod.Name),
 		changed:    make(chan struct{}, 1),
 		pod:        pod,
-		facts:      podFacts{hostname: hostname(pod), hostIP: r.config.NodeIP},
+		facts:      podFacts{hostname: hostname(pod), hostIPs: r.config.NodeIPs},
 	}
 	w.volumes = &podVolumes{dir: filepath.Join(w.dir, volumesDir), specs: pod.Spec.Volumes, ready: map[string]bool{}}
 	for _, c := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
@@ -87,7 +87,7 @@ func newPodWorker(ctx context.Context, r *podRuntime, pod *corev1.Pod) *podWorke
 	w.life, w.cancelLife = context.WithCancel(ctx)
 	w.stop.kill, w.cancelKill = context.WithCancel(w.life)
 	w.stop.term, w.cancelTerm = context.WithCancel(w.stop.kill)
-	w.seen = firstSight(pod, r.config.NodeIP)
+	w.seen = firstSight(pod, r.config.NodeIPs)
 	return w
 }
 
@@ -104,14 +104,14 @@ func hostname(pod *corev1.Pod) string {
 }
 
 // firstSight is what is known of a pod before anything of it runs.
-func firstSight(pod *corev1.Pod, nodeIP netip.Addr) observed {
+func firstSight(pod *corev1.Pod, nodeIPs []netip.Addr) observed {
 	waiting := "ContainerCreating"
 	if len(pod.Spec.InitContainers) > 0 {
 		waiting = "PodInitializing"
 	}
 	never := pod.Spec.RestartPolicy == corev1.RestartPolicyNever
 	return observed{
-		hostIP:    nodeIP,
+		hostIPs:   nodeIPs,
 		startTime: metav1.Now(),
 		inits:     initialStatuses(pod.Spec.InitContainers, pod.Status.InitContainerStatuses, waiting, never),
 		mains:     initialStatuses(pod.Spec.Containers, pod.Status.ContainerStatuses, waiting, never),
@@ -201,7 +201,7 @@ func (w *podWorker) attach() (sandbox, error) {
 		return sandbox{}, err
 	}
 	if w.spec.HostNetwork {
-		return sandbox{netNS: w.config.NetNS, ips: []netip.Addr{w.config.NodeIP}}, nil
+		return sandbox{netNS: w.config.NetNS, ips: w.config.NodeIPs}, nil
 	}
 	return w.network.attach(w.uid)
 }

@@ -12,10 +12,17 @@ import (
 )
 
 const (
-	// ServiceCIDR is the range of ClusterIPs. All labs have the same: it is seen inside a lab's hosts only.
-	ServiceCIDR = "10.96.0.0/16"
-	// PodCIDR is the range of pod IPs; each node gets a /24 of it. All labs have the same.
-	PodCIDR = "10.244.0.0/16"
+	// ServiceCIDR and ServiceCIDR6 are the ranges of ClusterIPs; a Service that does not ask otherwise has IPv4 alone. All
+	// labs have the same: they are seen inside a lab's hosts only.
+	ServiceCIDR  = "10.96.0.0/16"
+	ServiceCIDR6 = "fd5a:96::/112"
+	// PodCIDR and PodCIDR6 are the ranges of pod IPs; each node gets a /24 and a /64 of them, each pod an address of both.
+	// All labs have the same.
+	PodCIDR  = "10.244.0.0/16"
+	PodCIDR6 = "fd5a:244::/56"
+
+	serviceCIDRs = ServiceCIDR + "," + ServiceCIDR6
+	podCIDRs     = PodCIDR + "," + PodCIDR6
 
 	kubernetesServiceIP = "10.96.0.1" // first of ServiceCIDR, by convention of the API server
 	apiPort             = 6443
@@ -155,7 +162,7 @@ func (c *Cluster) apiServerArgs() []string {
 		"--advertise-address=" + c.network.API.String(),
 		fmt.Sprintf("--secure-port=%d", apiPort),
 		"--authorization-mode=RBAC,Node",
-		"--service-cluster-ip-range=" + ServiceCIDR,
+		"--service-cluster-ip-range=" + serviceCIDRs,
 		"--client-ca-file=" + c.pki("ca.crt"),
 		"--tls-cert-file=" + c.pki("apiserver.crt"),
 		"--tls-private-key-file=" + c.pki("apiserver.key"),
@@ -179,8 +186,8 @@ func (c *Cluster) controllerManagerArgs() []string {
 		"--kubeconfig=" + c.Kubeconfig(),
 		"--leader-elect=false",
 		"--allocate-node-cidrs",
-		"--cluster-cidr=" + PodCIDR,
-		"--service-cluster-ip-range=" + ServiceCIDR,
+		"--cluster-cidr=" + podCIDRs,
+		"--service-cluster-ip-range=" + serviceCIDRs,
 		"--service-account-private-key-file=" + c.pki("service-account.key"),
 		"--root-ca-file=" + c.pki("ca.crt"),
 		"--cluster-signing-cert-file=" + c.pki("ca.crt"),
@@ -207,7 +214,7 @@ func (c *Cluster) kubeProxyArgs(node string) []string {
 		"--kubeconfig=" + c.Kubeconfig(),
 		"--hostname-override=" + node,
 		"--proxy-mode=iptables",
-		"--cluster-cidr=" + PodCIDR,
+		"--cluster-cidr=" + podCIDRs,
 		"--iptables-min-sync-period=100ms",
 		"--conntrack-max-per-core=0",
 		"--conntrack-tcp-timeout-established=0",

@@ -124,7 +124,7 @@ func (c *Cluster) nodes() []*Host {
 // startAgent starts h's agent, in the root namespaces: it makes those of the pods.
 func (c *Cluster) startAgent(h *Host) error {
 	args := []string{
-		"agent", "--node=" + h.Name, "--node-ip=" + h.Addr.String(), "--netns=" + h.NetNS(),
+		"agent", "--node=" + h.Name, "--node-ip=" + h.Addr.String() + "," + h.Addr6.String(), "--netns=" + h.NetNS(),
 		"--pod-netns-prefix=" + network.Prefix(c.name) + "pod.",
 		"--kubeconfig=" + c.Kubeconfig(), "--dir=" + agentFolder(c.name, h.Name),
 		"--tls-cert-file=" + c.pki("kubelet-"+h.Name+".crt"), "--tls-private-key-file=" + c.pki("kubelet-"+h.Name+".key"),
