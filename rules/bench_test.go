@@ -6,15 +6,21 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+
+	"sallyport/rules/iptables"
+	"sallyport/rules/plan"
+	"sallyport/rules/scenario"
 )
+
+var benchOptions = plan.Options{HashSeed: 0x5eed, NodePortAddresses: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}
 
 func BenchmarkRender(b *testing.B) {
 	for _, n := range []int{1000, 10000, 30000} {
-		s := manyServices(n, 5)
+		s := scenario.ManyServices(n, 5)
 		b.Run(fmt.Sprintf("services=%d", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				Render(s, testOptions)
+				iptables.Render(plan.New(s, plan.IPv4, benchOptions))
 			}
 		})
 	}
@@ -24,24 +30,24 @@ func BenchmarkRender(b *testing.B) {
 func BenchmarkApply(b *testing.B) {
 	for _, backend := range []Backend{BackendNFT, BackendLegacy} {
 		for _, n := range []int{10000, 30000} {
-			s := manyServices(n, 5)
+			s := scenario.ManyServices(n, 5)
 			b.Run(fmt.Sprintf("%s/services=%d/all", backend, n), func(b *testing.B) {
 				for b.Loop() {
 					b.StopTimer()
-					inKernel(b, backend, func(apply func(Ruleset)) {
+					inKernel(b, backend, func(apply func(iptables.Ruleset)) {
 						b.StartTimer()
-						apply(Render(s, testOptions))
+						apply(iptables.Render(plan.New(s, plan.IPv4, benchOptions)))
 					})
 				}
 			})
 			b.Run(fmt.Sprintf("%s/services=%d/one", backend, n), func(b *testing.B) {
-				inKernel(b, backend, func(apply func(Ruleset)) {
-					apply(Render(s, testOptions))
+				inKernel(b, backend, func(apply func(iptables.Ruleset)) {
+					apply(iptables.Render(plan.New(s, plan.IPv4, benchOptions)))
 					port := &s.Services[n/2].Ports[0]
 					all := port.Destinations
 					for i := 0; b.Loop(); i++ {
 						port.Destinations = all[i%2:]
-						apply(Render(s, testOptions))
+						apply(iptables.Render(plan.New(s, plan.IPv4, benchOptions)))
 					}
 				})
 			})
@@ -59,7 +65,7 @@ func BenchmarkConnect(b *testing.B) {
 				for _, ip := range podIPs {
 					serve(b, n.node, ip+":9376", ip)
 				}
-				s := manyServices(services, len(podIPs))
+				s := scenario.ManyServices(services, len(podIPs))
 				startKernel(b, n, Options{Backend: backend})(s)
 				to := netip.AddrPortFrom(s.Services[services-1].VIPs[0], 80).String()
 				in(b, n.client, func() {
@@ -78,14 +84,14 @@ func BenchmarkConnect(b *testing.B) {
 }
 
 // inKernel runs f with a way to apply rules, in a new namespace.
-func inKernel(b *testing.B, backend Backend, f func(apply func(Ruleset))) {
+func inKernel(b *testing.B, backend Backend, f func(apply func(iptables.Ruleset))) {
 	b.Helper()
 	in(b, newNamespace(b), func() {
 		k, err := NewKernel(Options{Backend: backend})
 		if err != nil {
 			b.Fatal(err)
 		}
-		f(func(rs Ruleset) {
+		f(func(rs iptables.Ruleset) {
 			if err := k.apply(context.Background(), rs); err != nil {
 				b.Fatal(err)
 			}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"sallyport/rules/iptables"
 )
 
 // A driftKind says what was done to our rules; it is a metric label.
@@ -98,7 +100,7 @@ func (k *Kernel) noteDrift(ctx context.Context) []finding {
 
 // makeGood repairs what was found, which takes milliseconds unless that is much, and then writes everything anew: that
 // takes seconds with many services, and is for what was not found.
-func (k *Kernel) makeGood(ctx context.Context, want Ruleset, found []finding) error {
+func (k *Kernel) makeGood(ctx context.Context, want iptables.Ruleset, found []finding) error {
 	const few = 50
 	if len(found) <= few {
 		if err := k.mend(ctx, want, found); err != nil {
@@ -110,7 +112,7 @@ func (k *Kernel) makeGood(ctx context.Context, want Ruleset, found []finding) er
 
 // mend writes the chains that were found changed, and makes the hooks that were found missing. The filter table, which
 // guards VIPs, comes first.
-func (k *Kernel) mend(ctx context.Context, want Ruleset, found []finding) error {
+func (k *Kernel) mend(ctx context.Context, want iptables.Ruleset, found []finding) error {
 	damaged := map[finding]bool{}
 	for _, f := range found {
 		if f.kind == driftTable || f.kind == driftUnknown {
@@ -119,15 +121,17 @@ func (k *Kernel) mend(ctx context.Context, want Ruleset, found []finding) error 
 		damaged[finding{table: f.table, chain: f.chain}] = true
 	}
 	for _, t := range want.Tables {
-		whole := slices.DeleteFunc(slices.Clone(k.applied[t.Name].Chains), func(c Chain) bool {
+		whole := slices.DeleteFunc(slices.Clone(k.applied[t.Name].Chains), func(c iptables.Chain) bool {
 			return damaged[finding{table: t.Name, chain: c.Name}]
 		})
-		if write, _ := t.since(Table{Chains: whole}); len(write) > 0 {
-			if err := k.flavour.restore(ctx, t.change(write, nil, nil)); err != nil {
+		if write, _ := t.Since(iptables.Table{Chains: whole}); len(write) > 0 {
+			if err := k.flavour.restore(ctx, t.Change(write, nil, nil)); err != nil {
 				return fmt.Errorf("table %s: %w", t.Name, err)
 			}
 		}
-		err := restoreHooks(k.ipt, func(h hook) bool { return damaged[finding{table: h.table, chain: h.from}] && h.table == t.Name })
+		err := restoreHooks(k.ipt, func(h iptables.Hook) bool {
+			return damaged[finding{table: h.Table, chain: h.From}] && h.Table == t.Name
+		})
 		if err != nil {
 			return err
 		}
@@ -137,14 +141,14 @@ func (k *Kernel) mend(ctx context.Context, want Ruleset, found []finding) error 
 
 // rewrite writes every chain and hook without reading what is there, which takes long with many rules. The chains of a
 // table come before the jumps to them.
-func (k *Kernel) rewrite(ctx context.Context, want Ruleset) error {
+func (k *Kernel) rewrite(ctx context.Context, want iptables.Ruleset) error {
 	clear(k.sizes)
 	for _, t := range want.Tables {
-		gone := t.without(k.applied[t.Name].names())
-		if err := k.flavour.restore(ctx, t.change(t.Chains, gone, nil)); err != nil {
+		gone := t.Without(k.applied[t.Name].Names())
+		if err := k.flavour.restore(ctx, t.Change(t.Chains, gone, nil)); err != nil {
 			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
-		if err := restoreHooks(k.ipt, func(h hook) bool { return h.table == t.Name }); err != nil {
+		if err := restoreHooks(k.ipt, func(h iptables.Hook) bool { return h.Table == t.Name }); err != nil {
 			return err
 		}
 	}

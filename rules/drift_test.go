@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/vishvananda/netns"
 
+	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
 
@@ -176,7 +177,7 @@ func TestNoDrift(t *testing.T) {
 	bothBackends(t, func(t *testing.T, b Backend) {
 		n := newNetwork(t)
 		w := watch(t, n, b)
-		for _, to := range []string{"", " 10.1.0.2:9376", destinations(2000), destinations(3), " 10.1.0.2:9376"} {
+		for _, to := range []string{"", " 10.1.0.2:9376", scenario.Destinations(2000), scenario.Destinations(3), " 10.1.0.2:9376"} {
 			w.settle(t, n, web(to))
 		}
 		in(t, n.edge, func() {

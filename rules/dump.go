@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"sallyport/rules/iptables"
 )
 
 // A dump is what a backend holds, by table. It is read for Inspect only: with many rules that takes seconds.
@@ -92,7 +94,7 @@ func (d dump) foreign() (count int, tables []string) {
 	for name, t := range d {
 		n := 0
 		for chain, rules := range t.rules {
-			if !strings.HasPrefix(chain, prefix) {
+			if !strings.HasPrefix(chain, iptables.Prefix) {
 				n += len(slices.DeleteFunc(slices.Clone(rules), leadsToOurs))
 			}
 		}
@@ -105,13 +107,13 @@ func (d dump) foreign() (count int, tables []string) {
 	return count, tables
 }
 
-// before counts the rules that stand before a hook; none if there is no such hook.
-func (d dump) before(h hook) int {
-	t := d[h.table]
+// before counts the rules that stand before a hook; none if there is no such iptables.Hook.
+func (d dump) before(h iptables.Hook) int {
+	t := d[h.Table]
 	if t == nil {
 		return 0
 	}
-	return max(0, slices.Index(t.rules[h.from], h.line()))
+	return max(0, slices.Index(t.rules[h.From], h.Line()))
 }
 
 // drops counts the rules that drop packets in a chain, or in one that it jumps to.

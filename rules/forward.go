@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
+
+	"sallyport/rules/iptables"
 )
 
 // Forwarding has to be on for Sallyport's connections, but this machine stands between clients and nodes: it must not
@@ -15,31 +16,7 @@ import (
 // connections is forwarded. If it was on, others keep what they had; only the routes to pods, which are new, are closed
 // to them.
 
-// aloneChain drops what others would forward. It also remembers: forwarding was off before it came.
-const aloneChain = prefix + "ALONE"
-
-// podsChain is the tree that drops what others would send along the routes to pods.
-const podsChain = prefix + "PODS"
-
 const forwardingSysctl = "/proc/sys/net/ipv4/ip_forward"
-
-// refuseOthers ends SALLY-FORWARD, after what is Sallyport's has left it. Connections that conntrack knows go on: they
-// were let through before, or lead from a pod to the outside.
-func (r *renderer) refuseOthers(forward *chain) {
-	const unknown = "-m conntrack ! --ctstate RELATED,ESTABLISHED -g "
-	if !r.o.Router {
-		forward.rule(unknown + aloneChain)
-		r.filter.chain(aloneChain).rule("-j DROP")
-		return
-	}
-	if len(r.o.routed) == 0 {
-		return
-	}
-	forward.rule(unknown + podsChain)
-	tree{b: r.filter, name: podsChain, by: byDestination}.build(prefixItems(disjoint(slices.Clone(r.o.routed)), func(c *chain, p netip.Prefix) {
-		c.rule("-d", p.String(), "-j DROP")
-	}))
-}
 
 // learnRouter finds out whether others rely on forwarding: not if it is off, nor if an earlier run turned it on.
 func (k *Kernel) learnRouter(ctx context.Context) error {
@@ -92,7 +69,7 @@ func turnedOn(ctx context.Context, b Backend) (bool, error) {
 		return false, nil // not installed: it holds nothing
 	}
 	found, err := f.find(ctx)
-	return slices.Contains(found["filter"].chains, aloneChain), err
+	return slices.Contains(found["filter"].chains, iptables.AloneChain), err
 }
 
 func forwarding() (bool, error) {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sallyport/rules/scenario"
 )
 
 // TestForwardsForNoOneElse holds that a client cannot use the edge as a router to nodes and pods, unless the edge was a
@@ -36,7 +38,7 @@ func TestForwardsForNoOneElse(t *testing.T) {
 				}
 			})
 			s := web(" 10.1.0.2:9376")
-			s.Nodes = append(s.Nodes[:0], node("a", nodeIP, "10.1.0.0/24"))
+			s.Nodes = append(s.Nodes[:0], scenario.Node("a", nodeIP, "10.1.0.0/24"))
 			for range 2 { // the second is a restart, which finds forwarding on in any case
 				startKernel(t, n, Options{Backend: b})(s)
 				if got := ask(t, n.client, "tcp", edgeIP+":30001"); !strings.HasPrefix(got, "server") {

@@ -10,6 +10,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"sallyport/rules/iptables"
+	"sallyport/rules/plan"
 )
 
 // A Finding is something on this machine that may get in Sallyport's way, or that it depends on.
@@ -161,7 +164,7 @@ func (i *inspection) otherRules(f, own flavour) {
 		i.add(f.command, "%d rules in %s: the kernel asks them beside those of %s, and what either drops is dropped. See %s-save.",
 			count, strings.Join(tables, ", "), own.command, f.command)
 	}
-	first, next := i.o.acceptForwarded()
+	first, next := iptables.Accepting("FORWARD", i.o.Options)
 	if i.other.policy("filter", "FORWARD") == "DROP" && !i.other.holds("filter", first, next) {
 		i.add(f.command, "The policy of FORWARD is DROP, which Sallyport's rules in the other backend cannot overrule. Let its connections pass:\n"+
 			"%s -I %s\n%s -I %s", f.command, first, f.command, next)
@@ -174,13 +177,6 @@ func (i *inspection) otherRules(f, own flavour) {
 // openInput is a command of iptables, but for the command itself.
 const openInput = " -I INPUT -p tcp -m multiport --dports %s -j ACCEPT"
 
-// acceptForwarded gives rules that accept Sallyport's connections: the first packet by its mark, and all that follow by
-// that of the connection.
-func (o Options) acceptForwarded() (first, next string) {
-	return "FORWARD -m mark --mark " + markValue(o.owner()|verdictMasquerade, verdictMask) + " -j ACCEPT",
-		"FORWARD -m connmark --mark " + markValue(o.owner(), ownerMask) + " -j ACCEPT"
-}
-
 // early reports what decides before Sallyport does in its own backend.
 func (i *inspection) early(f flavour) {
 	if i.own.policy("filter", "FORWARD") == "DROP" {
@@ -189,9 +185,9 @@ func (i *inspection) early(f flavour) {
 	if i.own.policy("filter", "INPUT") == "DROP" && !i.own.hasChain("ufw-") {
 		i.openPorts("INPUT", "Its policy is DROP.", f.command+openInput, ",")
 	}
-	for _, h := range hooks {
+	for _, h := range iptables.Hooks {
 		if before := i.own.before(h); before > 0 {
-			i.add(h.from, "%d rules of table %s stand before Sallyport's, and decide first. See %s -t %s -S %s.", before, h.table, f.command, h.table, h.from)
+			i.add(h.From, "%d rules of table %s stand before Sallyport's, and decide first. See %s -t %s -S %s.", before, h.Table, f.command, h.Table, h.From)
 		}
 	}
 	for _, c := range [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}} {
@@ -226,10 +222,11 @@ func (i *inspection) nftables() {
 		name := c.family + " " + c.table + " " + c.name
 		switch c.hook {
 		case unix.NF_INET_FORWARD:
+			mark, mask := iptables.FirstPacket(i.o.Options)
 			i.add("nftables", "Chain %s drops what it does not accept, which Sallyport's rules cannot overrule. Unless rules of it let "+
 				"Sallyport's connections pass, add these, and put them into /etc/nftables.conf:\n"+
 				"nft insert rule %s meta mark and %#x == %#x accept\nnft insert rule %s ct mark and %#x == %#x accept",
-				name, name, verdictMask, i.o.owner()|verdictMasquerade, name, ownerMask, i.o.owner())
+				name, name, mask, mark, name, uint32(plan.OwnerMask), i.o.Owner())
 		case unix.NF_INET_LOCAL_IN:
 			i.openPorts("nftables", "Chain "+name+" drops what it does not accept.", "nft insert rule "+name+" tcp dport { %s } accept", ", ")
 		}

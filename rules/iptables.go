@@ -13,10 +13,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-)
 
-// prefix begins the names of our chains, those of earlier versions included.
-const prefix = "SALLY-"
+	"sallyport/rules/iptables"
+)
 
 // lockWait is how many seconds to wait for another program that holds the xtables lock.
 const lockWait = "5"
@@ -134,7 +133,7 @@ type remnant struct {
 
 // remove gives the input of iptables-restore that removes the remnant.
 func (r remnant) remove(table string) []byte {
-	return Table{Name: table}.change(nil, r.chains, deletions(r.jumps))
+	return iptables.Table{Name: table}.Change(nil, r.chains, deletions(r.jumps))
 }
 
 func deletions(jumps []string) []string {
@@ -187,7 +186,7 @@ func (f flavour) inUse() (bool, error) {
 
 var (
 	quoted     = regexp.MustCompile(`"(\\.|[^"\\])*"`)
-	jumpToOurs = regexp.MustCompile(` -[jg] ` + prefix)
+	jumpToOurs = regexp.MustCompile(` -[jg] ` + iptables.Prefix)
 )
 
 // leadsToOurs says whether a rule, as iptables-save prints it, jumps or goes to one of our chains. A comment may say
@@ -205,10 +204,10 @@ func parseSave(out []byte) map[string]remnant {
 		case strings.HasPrefix(line, "*"):
 			table = line[1:]
 			continue
-		case strings.HasPrefix(line, ":"+prefix):
+		case strings.HasPrefix(line, ":"+iptables.Prefix):
 			name, _, _ := strings.Cut(line[1:], " ")
 			r.chains = append(r.chains, name)
-		case strings.HasPrefix(line, "-A ") && !strings.HasPrefix(line, "-A "+prefix) && leadsToOurs(line):
+		case strings.HasPrefix(line, "-A ") && !strings.HasPrefix(line, "-A "+iptables.Prefix) && leadsToOurs(line):
 			r.jumps = append(r.jumps, line)
 		default:
 			continue

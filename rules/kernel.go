@@ -12,9 +12,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-iptables/iptables"
+	goiptables "github.com/coreos/go-iptables/iptables"
 	"golang.org/x/sys/unix"
 
+	"sallyport/rules/iptables"
+	"sallyport/rules/plan"
 	"sallyport/watcher/model"
 )
 
@@ -27,13 +29,13 @@ type Kernel struct {
 	log     *slog.Logger
 	metrics metrics
 	flavour flavour
-	ipt     *iptables.IPTables
+	ipt     *goiptables.IPTables
 	nft     nftSocket
 	drift   drift
 
 	mu sync.Mutex // held while rules are written, and by Watch while it looks at them
 	// applied is what the tables hold; nil when that is not known, and the next apply writes everything.
-	applied map[string]Table
+	applied map[string]iptables.Table
 	sizes   map[string]tableSize // of iptables-legacy's tables, when they were last known to hold what was applied
 	// legacyInterval is the time between two looks at them.
 	legacyInterval time.Duration
@@ -64,7 +66,7 @@ func NewKernel(o Options) (*Kernel, error) {
 	if err := k.flavour.checkUser(); err != nil {
 		return nil, err
 	}
-	if k.ipt, err = iptables.New(iptables.Path(k.flavour.command), iptables.Timeout(5)); err != nil {
+	if k.ipt, err = goiptables.New(goiptables.Path(k.flavour.command), goiptables.Timeout(5)); err != nil {
 		return nil, fmt.Errorf("run %s: %w", k.flavour.command, err)
 	}
 	if !k.ipt.HasRandomFully() {
@@ -113,7 +115,7 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 		return err
 	}
 	routes := k.reconcileRoutes(ctx, s) // one node's route that fails is no reason to stop serving the others
-	if err := k.apply(ctx, Render(s, k.o)); err != nil {
+	if err := k.apply(ctx, iptables.Render(plan.New(s, plan.IPv4, k.o.plan()))); err != nil {
 		return errors.Join(routes, err)
 	}
 	if err := k.turnForwardingOn(ctx); err != nil {
@@ -158,7 +160,7 @@ func vips(s *model.Snapshot) []netip.Addr {
 }
 
 // apply writes what differs from the last time, or everything if that is not known or no longer true.
-func (k *Kernel) apply(ctx context.Context, want Ruleset) error {
+func (k *Kernel) apply(ctx context.Context, want iptables.Ruleset) error {
 	start := time.Now()
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -171,7 +173,7 @@ func (k *Kernel) apply(ctx context.Context, want Ruleset) error {
 	if !changed {
 		return nil
 	}
-	k.applied = map[string]Table{}
+	k.applied = map[string]iptables.Table{}
 	for _, t := range want.Tables {
 		k.applied[t.Name] = t
 		k.metrics.rules.WithLabelValues(t.Name).Set(float64(t.Rules()))
@@ -181,7 +183,7 @@ func (k *Kernel) apply(ctx context.Context, want Ruleset) error {
 	return nil
 }
 
-func (k *Kernel) write(ctx context.Context, want Ruleset) (changed bool, err error) {
+func (k *Kernel) write(ctx context.Context, want iptables.Ruleset) (changed bool, err error) {
 	if err := k.checkLegacy(ctx); err != nil {
 		return false, err
 	}
@@ -197,24 +199,24 @@ func (k *Kernel) write(ctx context.Context, want Ruleset) (changed bool, err err
 }
 
 // applyChanges writes the chains that differ from those applied last.
-func (k *Kernel) applyChanges(ctx context.Context, want Ruleset) (changed bool, err error) {
+func (k *Kernel) applyChanges(ctx context.Context, want iptables.Ruleset) (changed bool, err error) {
 	for _, t := range want.Tables {
 		old := k.applied[t.Name]
-		write, gone := t.since(old)
+		write, gone := t.Since(old)
 		if len(write)+len(gone) == 0 {
 			continue
 		}
 		changed = true
-		if err := k.flavour.restore(ctx, t.change(write, gone, nil)); err != nil {
+		if err := k.flavour.restore(ctx, t.Change(write, gone, nil)); err != nil {
 			return changed, fmt.Errorf("table %s: %w", t.Name, err)
 		}
-		k.resize(t, t.entries()-old.entries())
+		k.resize(t, t.Entries()-old.Entries())
 	}
 	return changed, nil
 }
 
 // applyAll writes every chain, whatever is there, and removes what an earlier run left, also in the other backend.
-func (k *Kernel) applyAll(ctx context.Context, want Ruleset) error {
+func (k *Kernel) applyAll(ctx context.Context, want iptables.Ruleset) error {
 	clear(k.sizes)
 	found, err := k.flavour.find(ctx)
 	if err != nil {
@@ -226,8 +228,8 @@ func (k *Kernel) applyAll(ctx context.Context, want Ruleset) error {
 	for _, t := range want.Tables {
 		old := found[t.Name]
 		delete(found, t.Name)
-		stale := slices.DeleteFunc(old.jumps, isHook)
-		if err := k.flavour.restore(ctx, t.change(t.Chains, t.without(old.chains), deletions(stale))); err != nil {
+		stale := slices.DeleteFunc(old.jumps, iptables.IsHook)
+		if err := k.flavour.restore(ctx, t.Change(t.Chains, t.Without(old.chains), deletions(stale))); err != nil {
 			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
 	}
@@ -237,11 +239,6 @@ func (k *Kernel) applyAll(ctx context.Context, want Ruleset) error {
 		}
 	}
 	return k.leaveOther(ctx)
-}
-
-// isHook says whether a rule, as iptables-save prints it, is one of the hooks. Those are the same in every table.
-func isHook(line string) bool {
-	return slices.ContainsFunc(hooks[:], func(h hook) bool { return h.line() == line })
 }
 
 // leaveOther removes our rules from the other backend, where a run with another setting may have left them. One that is

@@ -3,7 +3,6 @@ package rules
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 
+	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
 
@@ -44,7 +44,7 @@ func rulesOf(t *testing.T, b Backend) string {
 
 // web is reached at a NodePort and at a VIP.
 func web(destinations string) *model.Snapshot {
-	return snapshot(service("web", "198.51.100.10", "TCP 80 30001:"+destinations))
+	return scenario.Snapshot(scenario.Service("web", "198.51.100.10", "TCP 80 30001:"+destinations))
 }
 
 // TestCleanup holds that nothing of ours outlives Cleanup, and nothing of others is touched before or by it.
@@ -62,7 +62,7 @@ func TestCleanup(t *testing.T) {
 			before = state(t)
 		})
 		reconcile := startKernel(t, n, Options{Backend: b})
-		for _, to := range []string{"", " 10.1.0.2:9376", destinations(30), ""} {
+		for _, to := range []string{"", " 10.1.0.2:9376", scenario.Destinations(30), ""} {
 			reconcile(web(to))
 		}
 		in(t, n.edge, func() {
@@ -88,7 +88,7 @@ func TestStart(t *testing.T) {
 	bothBackends(t, func(t *testing.T, b Backend) {
 		n := newNetwork(t)
 		other := map[Backend]Backend{BackendNFT: BackendLegacy, BackendLegacy: BackendNFT}[b]
-		startKernel(t, n, Options{Backend: other})(web(destinations(12)))
+		startKernel(t, n, Options{Backend: other})(web(scenario.Destinations(12)))
 		command := "iptables-" + string(b)
 		in(t, n.edge, func() {
 			for _, table := range []string{"nat", "mangle"} {
@@ -100,7 +100,7 @@ func TestStart(t *testing.T) {
 			sh(t, command, "-N", "SALLY-INPUT")
 			sh(t, command, "-A", "SALLY-INPUT", "-j", "DROP")
 		})
-		startKernel(t, n, Options{Backend: b})(web(destinations(3)))
+		startKernel(t, n, Options{Backend: b})(web(scenario.Destinations(3)))
 		in(t, n.edge, func() {
 			for _, s := range []string{"iptables-nft-save", "iptables-legacy-save"} {
 				out := sh(t, s)
@@ -148,8 +148,8 @@ func TestUpdate(t *testing.T) {
 			{"another endpoint", web(" 10.1.0.3:9376"), "10.1.0.3 10.0.0.1"},
 			{"no endpoint", web(""), "refused"},
 			{"more endpoints, all the same server", web(strings.Repeat(" 10.1.0.4:9376", 20)), "10.1.0.4 10.0.0.1"},
-			{"another Service first", snapshot(service("a", "198.51.100.9", "TCP 80 0:"), web(" 10.1.0.2:9376").Services[0]), "10.1.0.2 10.0.0.1"},
-			{"VIP withdrawn", snapshot(service("web", "", "TCP 80 30001: 10.1.0.2:9376")), "no route"},
+			{"another Service first", scenario.Snapshot(scenario.Service("a", "198.51.100.9", "TCP 80 0:"), web(" 10.1.0.2:9376").Services[0]), "10.1.0.2 10.0.0.1"},
+			{"VIP withdrawn", scenario.Snapshot(scenario.Service("web", "", "TCP 80 30001: 10.1.0.2:9376")), "no route"},
 			{"VIP back", web(" 10.1.0.3:9376"), "10.1.0.3 10.0.0.1"},
 		} {
 			reconcile(step.s)
@@ -231,11 +231,11 @@ func TestRoutes(t *testing.T) {
 		s    *model.Snapshot
 		want string
 	}{
-		{"one node", nodes(node("a", "10.0.0.11", "10.1.0.0/24")), "10.1.0.0/24 via 10.0.0.11 dev back proto 83\n" + foreign},
-		{"a second, and its address changes", nodes(node("a", "10.0.0.12", "10.1.0.0/24"), node("b", "10.0.0.13", "10.1.1.0/24")),
+		{"one node", nodes(scenario.Node("a", "10.0.0.11", "10.1.0.0/24")), "10.1.0.0/24 via 10.0.0.11 dev back proto 83\n" + foreign},
+		{"a second, and its address changes", nodes(scenario.Node("a", "10.0.0.12", "10.1.0.0/24"), scenario.Node("b", "10.0.0.13", "10.1.1.0/24")),
 			"10.1.0.0/24 via 10.0.0.12 dev back proto 83\n10.1.1.0/24 via 10.0.0.13 dev back proto 83\n" + foreign},
-		{"a node that others route to", nodes(node("a", "10.0.0.12", "10.1.7.0/24")), foreign},
-		{"a node on another network", nodes(node("a", "172.16.0.1", "10.1.0.0/24"), node("b", "10.0.0.13", "10.1.1.0/24")),
+		{"a node that others route to", nodes(scenario.Node("a", "10.0.0.12", "10.1.7.0/24")), foreign},
+		{"a node on another network", nodes(scenario.Node("a", "172.16.0.1", "10.1.0.0/24"), scenario.Node("b", "10.0.0.13", "10.1.1.0/24")),
 			"10.1.1.0/24 via 10.0.0.13 dev back proto 83\n" + foreign},
 		{"no nodes", nodes(), foreign},
 	} {
@@ -244,14 +244,14 @@ func TestRoutes(t *testing.T) {
 			t.Errorf("%s:\n%s\nwant\n%s", tt.why, got, tt.want)
 		}
 	}
-	reconcile(nodes(node("a", "10.0.0.11", "10.1.0.0/24")))
+	reconcile(nodes(scenario.Node("a", "10.0.0.11", "10.1.0.0/24")))
 	in(t, n.edge, func() { sh(t, "ip", "route", "add", "10.1.0.0/24", "via", "10.0.0.98", "metric", "50") })
-	reconcile(nodes(node("a", "10.0.0.11", "10.1.0.0/24")))
+	reconcile(nodes(scenario.Node("a", "10.0.0.11", "10.1.0.0/24")))
 	if got, want := routes(), "10.1.0.0/24 via 10.0.0.98 dev back metric 50\n"+foreign; got != want {
 		t.Errorf("another program adds a route later:\n%s\nwant\n%s", got, want)
 	}
 	in(t, n.edge, func() { sh(t, "ip", "route", "del", "10.1.0.0/24", "metric", "50") })
-	startKernel(t, n, Options{Reach: model.ReachNodes})(nodes(node("a", "10.0.0.11", "10.1.0.0/24")))
+	startKernel(t, n, Options{Reach: model.ReachNodes})(nodes(scenario.Node("a", "10.0.0.11", "10.1.0.0/24")))
 	if got := routes(); got != foreign {
 		t.Errorf("reach nodes:\n%s\nwant\n%s", got, foreign)
 	}
@@ -261,7 +261,7 @@ func TestRoutes(t *testing.T) {
 func TestOwnAddressIsNoVIP(t *testing.T) {
 	n := newNetwork(t)
 	serve(t, n.edge, "0.0.0.0:22", "sshd")
-	s := snapshot(service("thief", edgeIP+" 198.51.100.10", "TCP 22 0:"))
+	s := scenario.Snapshot(scenario.Service("thief", edgeIP+" 198.51.100.10", "TCP 22 0:"))
 	startKernel(t, n, Options{})(s)
 	if got := ask(t, n.client, "tcp", edgeIP+":22"); !strings.HasPrefix(got, "sshd") {
 		t.Errorf("edge's own port 22: %s", got)
@@ -401,34 +401,5 @@ func TestNoPrivilege(t *testing.T) {
 		if err := f(); err == nil || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 			t.Errorf("%s: got error %v, want one that names CAP_NET_ADMIN", name, err)
 		}
-	}
-}
-
-func TestMerge(t *testing.T) {
-	for _, tt := range []struct{ in, want string }{
-		{"", "[]"},
-		{"10.0.0.1", "[10.0.0.1/32]"},
-		{"10.0.0.1 10.0.0.2", "[10.0.0.1/32 10.0.0.2/32]"},
-		{"10.0.0.0 10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4", "[10.0.0.0/30 10.0.0.4/32]"},
-		{"10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5", "[10.0.0.1/32 10.0.0.2/31 10.0.0.4/31]"},
-		{"10.0.0.0 10.0.0.2 10.0.0.3", "[10.0.0.0/32 10.0.0.2/31]"},
-	} {
-		var addrs []netip.Addr
-		for a := range strings.FieldsSeq(tt.in) {
-			addrs = append(addrs, netip.MustParseAddr(a))
-		}
-		if got := fmt.Sprint(merge(addrs)); got != tt.want {
-			t.Errorf("%s: got %s, want %s", tt.in, got, tt.want)
-		}
-	}
-}
-
-func TestDisjoint(t *testing.T) {
-	var in []netip.Prefix
-	for p := range strings.FieldsSeq("10.1.1.0/24 10.0.0.11/32 10.1.0.0/16 10.1.1.13/32 10.2.0.0/24 10.2.0.0/24") {
-		in = append(in, netip.MustParsePrefix(p))
-	}
-	if got, want := fmt.Sprint(disjoint(in)), "[10.0.0.11/32 10.1.0.0/16 10.2.0.0/24]"; got != want {
-		t.Errorf("got %s, want %s", got, want)
 	}
 }

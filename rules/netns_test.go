@@ -17,6 +17,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"sallyport/rules/plan"
+	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
 
@@ -269,11 +271,11 @@ func TestTraffic(t *testing.T) {
 		}
 		serve(t, n.edge, "0.0.0.0:22", "sshd") // and whatever else the edge itself runs
 		serve(t, n.edge, "0.0.0.0:443", "l7")
-		reconcile := startKernel(t, n, Options{Backend: b, VIPPorts: []uint16{443}})
-		reconcile(snapshot(
-			service("empty", "198.51.100.11", "TCP 80 30002:", "UDP 80 30002:"),
-			service("three", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376"),
-			service("udp", "198.51.100.10", "UDP 53 30053: 10.1.0.2:9376"),
+		reconcile := startKernel(t, n, Options{Backend: b, Options: plan.Options{VIPPorts: []uint16{443}}})
+		reconcile(scenario.Snapshot(
+			scenario.Service("empty", "198.51.100.11", "TCP 80 30002:", "UDP 80 30002:"),
+			scenario.Service("three", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376"),
+			scenario.Service("udp", "198.51.100.10", "UDP 53 30053: 10.1.0.2:9376"),
 		))
 
 		for _, addr := range []string{edgeIP, "198.51.100.10"} {

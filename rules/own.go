@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"sallyport/rules/plan"
 	"sallyport/watcher/model"
 )
 
@@ -36,7 +37,7 @@ func (k *Kernel) occupied(s *model.Snapshot, here addresses) (occupancy, error) 
 		o.networks = append(o.networks, p.Masked())
 		o.own[p.Addr()] = true
 	}
-	o.networks = disjoint(o.networks)
+	o.networks = plan.Disjoint(o.networks)
 	routes, err := mainRoutes()
 	if err != nil {
 		return o, err

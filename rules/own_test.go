@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
+	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
 
@@ -42,10 +43,10 @@ func TestRoutesOfOthers(t *testing.T) {
 		{"inside a network that is routed as a whole", "10.0.0.66", "203.0.113.64/26", "203.0.113.64/26 via 10.0.0.66"},
 	} {
 		t.Run(tt.why, func(t *testing.T) {
-			api := service("kubernetes", "", "TCP 443 0:")
+			api := scenario.Service("kubernetes", "", "TCP 443 0:")
 			api.Ports[0].Endpoints = []model.Endpoint{{Addr: netip.MustParseAddrPort("172.16.6.6:6443"), Ready: true}}
-			s := snapshot(api, web(" 10.1.0.2:9376").Services[0])
-			s.Nodes = append(s.Nodes, node("node-2", "172.16.5.5", "10.9.0.0/24"), node("node-3", tt.internalIP, tt.podCIDR))
+			s := scenario.Snapshot(api, web(" 10.1.0.2:9376").Services[0])
+			s.Nodes = append(s.Nodes, scenario.Node("node-2", "172.16.5.5", "10.9.0.0/24"), scenario.Node("node-3", tt.internalIP, tt.podCIDR))
 			reconcile(s)
 			reconcile(s) // now with the VIP on the link
 			var routes []string
@@ -72,7 +73,7 @@ func TestRoutesOfOthers(t *testing.T) {
 func TestVIPsOfOthers(t *testing.T) {
 	n := newNetwork(t)
 	in(t, n.edge, func() { sh(t, "ip", "route", "add", "default", "via", "192.0.2.254") })
-	startKernel(t, n, Options{})(snapshot(service("thief", nodeIP+" 192.0.2.254 192.0.2.200", "TCP 80 0: 10.1.0.2:9376")))
+	startKernel(t, n, Options{})(scenario.Snapshot(scenario.Service("thief", nodeIP+" 192.0.2.254 192.0.2.200", "TCP 80 0: 10.1.0.2:9376")))
 	in(t, n.edge, func() {
 		here, err := readAddresses(DefaultLink)
 		if err != nil || fmt.Sprint(here.vips) != "[192.0.2.200]" {
@@ -87,9 +88,9 @@ func TestEndpointAtEdge(t *testing.T) {
 		n := newNetwork(t)
 		serve(t, n.edge, "0.0.0.0:22", "sshd")
 		serve(t, n.node, "10.1.0.2:22", "pod")
-		startKernel(t, n, Options{Backend: b})(snapshot(
-			service("thief", "198.51.100.10", "TCP 80 30001: 10.0.0.1:22", "UDP 80 30001: "+edgeIP+":22", "TCP 81 0: 198.51.100.10:22"),
-			service("web", "198.51.100.11", "TCP 80 0: 10.1.0.2:22")))
+		startKernel(t, n, Options{Backend: b})(scenario.Snapshot(
+			scenario.Service("thief", "198.51.100.10", "TCP 80 30001: 10.0.0.1:22", "UDP 80 30001: "+edgeIP+":22", "TCP 81 0: 198.51.100.10:22"),
+			scenario.Service("web", "198.51.100.11", "TCP 80 0: 10.1.0.2:22")))
 		for _, tt := range []struct{ proto, to, want string }{
 			{"tcp", "198.51.100.10:80", "refused"},
 			{"udp", "198.51.100.10:80", "refused"},
@@ -133,7 +134,7 @@ func TestRouteFailsAlone(t *testing.T) {
 	n := newNetwork(t)
 	serve(t, n.node, "10.1.0.2:9376", "pod")
 	s := web(" 10.1.0.2:9376")
-	s.Nodes = append(s.Nodes, node("node-2", "0.0.0.0", "10.2.0.0/24"))
+	s.Nodes = append(s.Nodes, scenario.Node("node-2", "0.0.0.0", "10.2.0.0/24"))
 	in(t, n.edge, func() {
 		k, err := NewKernel(Options{})
 		if err != nil {
@@ -178,10 +179,10 @@ func TestProblems(t *testing.T) {
 		if got := k.Problems(); got != nil {
 			t.Errorf("before the first Reconcile: %v", got)
 		}
-		bad := service("bad", "192.0.2.254 192.0.2.1 172.16.6.6 192.0.2.200", "TCP 80 0:")
+		bad := scenario.Service("bad", "192.0.2.254 192.0.2.1 172.16.6.6 192.0.2.200", "TCP 80 0:")
 		bad.RequestField = "spec.loadBalancerIP"
-		s := snapshot(bad)
-		s.Nodes = append(s.Nodes, node("node-2", edgeIP, "10.1.0.128/25"), node("node-3", "0.0.0.0", "10.3.0.0/24"), node("node-4", nodeIP, "172.16.6.0/24"))
+		s := scenario.Snapshot(bad)
+		s.Nodes = append(s.Nodes, scenario.Node("node-2", edgeIP, "10.1.0.128/25"), scenario.Node("node-3", "0.0.0.0", "10.3.0.0/24"), scenario.Node("node-4", nodeIP, "172.16.6.0/24"))
 		if err := k.Reconcile(context.Background(), s); err == nil {
 			t.Error("a route that the kernel refuses is no error: they would not be tried again")
 		}
@@ -225,7 +226,7 @@ func TestVIPFails(t *testing.T) {
 			t.Fatal(err)
 		}
 		sh(t, "ip", "link", "del", DefaultLink)
-		s := snapshot(service("a", "198.51.100.11", "TCP 80 0:"), service("b", "198.51.100.12", "TCP 80 0:"))
+		s := scenario.Snapshot(scenario.Service("a", "198.51.100.11", "TCP 80 0:"), scenario.Service("b", "198.51.100.12", "TCP 80 0:"))
 		err = k.assign(context.Background(), here, vips(s), s)
 		k.publishProblems()
 		got := fmt.Sprint(k.Problems())

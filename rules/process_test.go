@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sallyport/rules/scenario"
 )
 
 // roleEnv makes the test's program a Kernel with the backend that it names, in a process of its own.
@@ -51,7 +53,7 @@ func serveKernel(b Backend, in io.Reader, out io.Writer) error {
 		}
 	}()
 	for lines := bufio.NewScanner(in); lines.Scan(); {
-		s := snapshot()
+		s := scenario.Snapshot()
 		if to := lines.Text(); to != noServices {
 			s = web(to)
 		}
@@ -115,7 +117,7 @@ func TestUnprivileged(t *testing.T) {
 	in(t, n.edge, func() { sh(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
 	nobody := &syscall.Credential{Uid: 65534, Gid: 65534}
 	p := startProcess(t, n, BackendNFT, &syscall.SysProcAttr{Credential: nobody, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN}})
-	for _, to := range []string{destinations(30), "", " 10.1.0.2:9376"} {
+	for _, to := range []string{scenario.Destinations(30), "", " 10.1.0.2:9376"} {
 		if got := p.reconcile(to); got != "ok" {
 			t.Fatalf("%s\n%s", got, &p.log)
 		}
@@ -137,7 +139,7 @@ func TestBounded(t *testing.T) {
 	n := newNetwork(t)
 	serve(t, n.node, "10.1.0.2:9376", "pod")
 	p := startProcess(t, n, BackendLegacy, nil, "setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all")
-	for _, to := range []string{destinations(30), "", " 10.1.0.2:9376"} {
+	for _, to := range []string{scenario.Destinations(30), "", " 10.1.0.2:9376"} {
 		if got := p.reconcile(to); got != "ok" {
 			t.Fatalf("%s\n%s", got, &p.log)
 		}
@@ -190,7 +192,7 @@ func TestKill(t *testing.T) {
 			go func() {
 				defer close(ended)
 				for i := 0; ; i++ {
-					lines := []string{destinations(30), noServices, "", destinations(3), " 10.1.0.2:9376", noServices}
+					lines := []string{scenario.Destinations(30), noServices, "", scenario.Destinations(3), " 10.1.0.2:9376", noServices}
 					if p.reconcile(lines[i%len(lines)]) == "" {
 						return
 					}

@@ -29,7 +29,7 @@ func (k *Kernel) reconcileRoutes(ctx context.Context, s *model.Snapshot) error {
 		return err
 	}
 	k.leaveForeign(ctx, want, list)
-	k.o.routed = slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare)
+	k.o.Routed = slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare)
 	for _, r := range list {
 		if r.Protocol != routeProtocol {
 			continue

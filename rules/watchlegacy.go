@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"sallyport/rules/iptables"
 )
 
 // A tableSize is what ip_tables tells of a table without copying it (struct ipt_getinfo, linux/netfilter_ipv4/ip_tables.h). Rules
@@ -91,7 +93,7 @@ func (k *Kernel) checkLegacy(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if found := t.missing(out); len(found) > 0 {
+		if found := missing(t, out); len(found) > 0 {
 			k.drift.add("", found...)
 			continue
 		}
@@ -101,7 +103,7 @@ func (k *Kernel) checkLegacy(ctx context.Context) error {
 }
 
 // resize is called after a change of so many entries. If another program changed the table meanwhile, it will be read.
-func (k *Kernel) resize(t Table, entries int) {
+func (k *Kernel) resize(t iptables.Table, entries int) {
 	before, known := k.sizes[t.Name]
 	delete(k.sizes, t.Name)
 	if !known {
@@ -114,24 +116,24 @@ func (k *Kernel) resize(t Table, entries int) {
 
 // missing compares the table with the output of iptables-save by the number of rules in each chain: these print rules
 // otherwise than they were given.
-func (t Table) missing(saved []byte) (found []finding) {
+func missing(t iptables.Table, saved []byte) (found []finding) {
 	rules, lines := map[string]int{}, map[string]bool{}
 	for line := range bytes.Lines(saved) {
 		text := strings.TrimSpace(string(line))
 		switch {
-		case strings.HasPrefix(text, ":"+prefix):
+		case strings.HasPrefix(text, ":"+iptables.Prefix):
 			name, _, _ := strings.Cut(text[1:], " ")
 			rules[name] += 0
-		case strings.HasPrefix(text, "-A "+prefix):
+		case strings.HasPrefix(text, "-A "+iptables.Prefix):
 			name, _, _ := strings.Cut(text[len("-A "):], " ")
 			rules[name]++
 		case strings.HasPrefix(text, "-A "):
 			lines[text] = true
 		}
 	}
-	for _, h := range hooks {
-		if h.table == t.Name && !lines[h.line()] {
-			found = append(found, finding{driftHook, t.Name, h.from})
+	for _, h := range iptables.Hooks {
+		if h.Table == t.Name && !lines[h.Line()] {
+			found = append(found, finding{driftHook, t.Name, h.From})
 		}
 	}
 	for _, c := range t.Chains {
@@ -139,7 +141,7 @@ func (t Table) missing(saved []byte) (found []finding) {
 		switch {
 		case !ok:
 			found = append(found, finding{driftChain, t.Name, c.Name})
-		case n != c.rules():
+		case n != c.Rules():
 			found = append(found, finding{driftRules, t.Name, c.Name})
 		}
 	}

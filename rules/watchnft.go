@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"sallyport/rules/iptables"
 )
 
 // notificationBuffer is how many bytes of notifications may wait to be read: about 10,000 rules changed at once. What is more is
@@ -148,17 +150,17 @@ func lost(m syscall.NetlinkMessage) (finding, bool) {
 		return f, true
 	case nftMessage(unix.NFT_MSG_DELCHAIN):
 		f.kind, f.chain = driftChain, attribute(attrs, unix.NFTA_CHAIN_NAME)
-		return f, strings.HasPrefix(f.chain, prefix)
+		return f, strings.HasPrefix(f.chain, iptables.Prefix)
 	case nftMessage(unix.NFT_MSG_NEWRULE):
 		f.kind, f.chain = driftRules, attribute(attrs, unix.NFTA_RULE_CHAIN)
-		return f, strings.HasPrefix(f.chain, prefix)
+		return f, strings.HasPrefix(f.chain, iptables.Prefix)
 	case nftMessage(unix.NFT_MSG_DELRULE):
 		f.kind, f.chain = driftRules, attribute(attrs, unix.NFTA_RULE_CHAIN)
-		if strings.HasPrefix(f.chain, prefix) {
+		if strings.HasPrefix(f.chain, iptables.Prefix) {
 			return f, true
 		}
 		f.kind = driftHook
-		return f, isHooked(f.table, f.chain) && bytes.Contains(m.Data, []byte(prefix)) // the target's name
+		return f, iptables.IsHooked(f.table, f.chain) && bytes.Contains(m.Data, []byte(iptables.Prefix)) // the target's name
 	}
 	return finding{}, false
 }

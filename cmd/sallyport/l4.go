@@ -11,6 +11,7 @@ import (
 	"sallyport/cmd/sallyport/config"
 	"sallyport/gateway/stream"
 	"sallyport/rules"
+	"sallyport/rules/plan"
 	"sallyport/watcher"
 )
 
@@ -35,12 +36,14 @@ func (e *edge) newL4(inputs []input, trigger *watcher.Trigger) (step, error) {
 // rulesOptions is the part of the configuration that rules are rendered by.
 func rulesOptions(c config.Config) rules.Options {
 	return rules.Options{
-		Backend:           rules.Backend(c.L4.IptablesBackend),
-		NodePortAddresses: c.L4.NodePortAddresses,
-		SNAT:              rules.SNAT(c.L4.SNAT),
-		HashSeed:          c.L4.HashSeed,
-		Reach:             c.Reach,
-		L7Ports:           l7Ports(c),
+		Options: plan.Options{
+			NodePortAddresses: c.L4.NodePortAddresses,
+			SNAT:              plan.SNAT(c.L4.SNAT),
+			HashSeed:          c.L4.HashSeed,
+		},
+		Backend: rules.Backend(c.L4.IptablesBackend),
+		Reach:   c.Reach,
+		L7Ports: l7Ports(c),
 	}
 }
 

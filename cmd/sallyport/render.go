@@ -84,7 +84,7 @@ func renderOf(in objects.Manifest, c config.Config) rendering {
 	o := rulesOptions(c)
 	o.HashSeed = 0 // a secret: what is printed goes into tickets
 	var text strings.Builder
-	if _, err := rules.Render(s, o).WriteTo(&text); err != nil {
+	if err := rules.Print(&text, s, o); err != nil {
 		panic("BUG: a strings.Builder failed: " + err.Error())
 	}
 	return rendering{s, text.String()}

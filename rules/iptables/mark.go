@@ -1,13 +1,14 @@
-package rules
+package iptables
 
-import "strconv"
+import (
+	"strconv"
 
-// DefaultMark is the top byte of Sallyport's marks where Options.Mark names no other: 'S'.
-const DefaultMark = 0x53
+	"sallyport/rules/plan"
+)
 
 // A packet mark (fwmark) of Sallyport is laid out as
 //
-//	bits 31..24  Options.Mark: the mark is Sallyport's
+//	bits 31..24  plan.Options.Mark: the mark is Sallyport's
 //	bits 23..20  verdict
 //	bits 19..0   hash slot: which endpoint was chosen
 //
@@ -19,15 +20,22 @@ const (
 	verdictMasquerade = 1 << 20 // sent to an endpoint: masquerade
 	verdictReject     = 2 << 20 // service port without destinations: refuse
 
-	ownerBits   = 8
 	slotBits    = 20
-	ownerMask   = 0xff000000
 	verdictMask = 0xfff00000
 	wholeMask   = 0xffffffff
 )
 
-// owner is the connmark of our connections, and the base of our packet marks.
-func (o Options) owner() uint32 { return uint32(o.Mark) << (32 - ownerBits) }
+// Accepting are the rules, as iptables-save prints them but for -A, by which other firewalls let our connections pass: of the
+// first packet, and of all that follow.
+func Accepting(chain string, o plan.Options) (first, next string) {
+	return chain + " -m mark --mark " + markValue(o.Owner()|verdictMasquerade, verdictMask) + " -j ACCEPT",
+		chain + " -m connmark --mark " + markValue(o.Owner(), plan.OwnerMask) + " -j ACCEPT"
+}
+
+// FirstPacket is the mark, and its mask, of the first packet of a connection that was sent to an endpoint.
+func FirstPacket(o plan.Options) (mark, mask uint32) {
+	return o.Owner() | verdictMasquerade, verdictMask
+}
 
 // markValue prints a mark and its mask as -m mark, -m connmark and the MARK targets read it.
 func markValue(mark, mask uint32) string { return hexMark(mark) + "/" + hexMark(mask) }

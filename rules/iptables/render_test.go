@@ -1,4 +1,4 @@
-package rules
+package iptables
 
 import (
 	"bytes"
@@ -13,12 +13,14 @@ import (
 	"strings"
 	"testing"
 
+	"sallyport/rules/plan"
+	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-var testOptions = Options{HashSeed: 0x5eed, VIPPorts: []uint16{443, 80}, Router: true}
+var testOptions = plan.Options{NodePortAddresses: all, HashSeed: 0x5eed, VIPPorts: []uint16{443, 80}, Router: true}
 
 // vipsOf lists what the edge has on its link for VIPs.
 func vipsOf(s *model.Snapshot) (vips []netip.Addr) {
@@ -28,15 +30,21 @@ func vipsOf(s *model.Snapshot) (vips []netip.Addr) {
 	return vips
 }
 
+// all is every address of the edge.
+var all = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
+
+// renderFor renders the rules of IPv4.
+func renderFor(s *model.Snapshot, o plan.Options) Ruleset { return Render(plan.New(s, plan.IPv4, o)) }
+
 func TestFlows(t *testing.T) {
-	web := service("web", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376", "TCP 8443 0: 10.1.0.2:443")
-	dns := service("dns", "198.51.100.10 198.51.100.200", "UDP 53 30053: 10.1.0.2:53", "TCP 53 30053: 10.1.0.3:53")
-	empty := service("empty", "198.51.100.11", "TCP 80 30002:", "UDP 80 30002:")
-	big := service("big", "198.51.100.12", "TCP 80 30003:"+destinations(20))
-	first := service("a-first", "", "TCP 80 30007: 10.1.0.2:1")
-	second := service("b-second", "", "TCP 80 30007: 10.1.0.2:2")
-	v6 := service("v6", "2001:db8::1", "TCP 80 30006: [2001:db8:1::2]:80")
-	s := snapshot(first, second, big, dns, empty, v6, web)
+	web := scenario.Service("web", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376", "TCP 8443 0: 10.1.0.2:443")
+	dns := scenario.Service("dns", "198.51.100.10 198.51.100.200", "UDP 53 30053: 10.1.0.2:53", "TCP 53 30053: 10.1.0.3:53")
+	empty := scenario.Service("empty", "198.51.100.11", "TCP 80 30002:", "UDP 80 30002:")
+	big := scenario.Service("big", "198.51.100.12", "TCP 80 30003:"+scenario.Destinations(20))
+	first := scenario.Service("a-first", "", "TCP 80 30007: 10.1.0.2:1")
+	second := scenario.Service("b-second", "", "TCP 80 30007: 10.1.0.2:2")
+	v6 := scenario.Service("v6", "2001:db8::1", "TCP 80 30006: [2001:db8:1::2]:80")
+	s := scenario.Snapshot(first, second, big, dns, empty, v6, web)
 
 	onlyOne := testOptions
 	onlyOne.NodePortAddresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")}
@@ -49,15 +57,15 @@ func TestFlows(t *testing.T) {
 	alone := testOptions
 	alone.Router = false
 	closed := testOptions
-	closed.routed = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}
+	closed.Routed = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}
 	otherMark := testOptions
 	otherMark.Mark = 0x7f
 
 	const three = "10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376 masq"
-	twenty := strings.TrimSpace(destinations(20))
+	twenty := strings.TrimSpace(scenario.Destinations(20))
 	for _, tt := range []struct {
 		why  string
-		o    Options
+		o    plan.Options
 		flow string
 		want string
 	}{
@@ -116,7 +124,7 @@ func TestFlows(t *testing.T) {
 		{"other mark, refused", otherMark, "192.0.2.9 -> tcp 192.0.2.1:30002", "REJECT"},
 	} {
 		t.Run(tt.why, func(t *testing.T) {
-			tr := newTracer(t, Render(s, tt.o), vipsOf(s)...)
+			tr := newTracer(t, renderFor(s, tt.o), vipsOf(s)...)
 			if got, _ := tr.trace(tt.flow); got != tt.want {
 				t.Errorf("%s\ngot  %s\nwant %s", tt.flow, got, tt.want)
 			}
@@ -132,11 +140,11 @@ func sorted(s string) string {
 }
 
 func TestReachNodes(t *testing.T) {
-	s := snapshot(service("web", "", "TCP 80 30001: 10.0.0.11:30001 10.0.0.12:30001"))
+	s := scenario.Snapshot(scenario.Service("web", "", "TCP 80 30001: 10.0.0.11:30001 10.0.0.12:30001"))
 	for i := range s.Services[0].Ports[0].Destinations {
 		s.Services[0].Ports[0].Destinations[i].Reach = model.ReachNodes
 	}
-	tr := newTracer(t, Render(s, testOptions))
+	tr := newTracer(t, renderFor(s, testOptions))
 	for flow, want := range map[string]string{
 		"192.0.2.9 -> tcp 192.0.2.1:30001":                "10.0.0.11:30001 10.0.0.12:30001 masq",
 		"INVALID 10.0.0.11:30001 -> tcp 192.0.2.1:40000":  "DROP",
@@ -151,21 +159,23 @@ func TestReachNodes(t *testing.T) {
 
 // goldens are the snapshots of testdata/*.rules.
 var goldens = map[string]func() *model.Snapshot{
-	"router": func() *model.Snapshot { return snapshot(service("web", "", "TCP 80 30001: 10.1.0.2:9376")) },
-	"empty":  func() *model.Snapshot { return new(model.Snapshot) },
+	"router": func() *model.Snapshot {
+		return scenario.Snapshot(scenario.Service("web", "", "TCP 80 30001: 10.1.0.2:9376"))
+	},
+	"empty": func() *model.Snapshot { return new(model.Snapshot) },
 	"nodeports": func() *model.Snapshot {
-		return snapshot(service("web", "", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376"))
+		return scenario.Snapshot(scenario.Service("web", "", "TCP 80 30001: 10.1.0.2:9376 10.1.0.3:9376"))
 	},
 	"vips": func() *model.Snapshot {
-		return snapshot(
-			service("dns", "198.51.100.10 203.0.113.10", "UDP 53 0: 10.1.0.2:53", "TCP 53 30053:"),
-			service("web", "198.51.100.11", "TCP 80 0: 10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376", "TCP 443 0:"+destinations(9)))
+		return scenario.Snapshot(
+			scenario.Service("dns", "198.51.100.10 203.0.113.10", "UDP 53 0: 10.1.0.2:53", "TCP 53 30053:"),
+			scenario.Service("web", "198.51.100.11", "TCP 80 0: 10.1.0.2:9376 10.1.0.3:9376 10.1.0.4:9376", "TCP 443 0:"+scenario.Destinations(9)))
 	},
-	"tree": largeSnapshot,
+	"tree": scenario.LargeSnapshot,
 	"nodes": func() *model.Snapshot {
-		s := snapshot()
-		s.Nodes = append(s.Nodes, node("node-2", "10.0.0.12", "10.1.1.0/24"), node("node-3", "10.1.1.13", "10.1.2.0/24"))
-		s.Services = append(s.Services, service("web", "", "TCP 80 30001: 10.0.0.11:30001 10.0.0.12:30001"))
+		s := scenario.Snapshot()
+		s.Nodes = append(s.Nodes, scenario.Node("node-2", "10.0.0.12", "10.1.1.0/24"), scenario.Node("node-3", "10.1.1.13", "10.1.2.0/24"))
+		s.Services = append(s.Services, scenario.Service("web", "", "TCP 80 30001: 10.0.0.11:30001 10.0.0.12:30001"))
 		for i := range s.Services[0].Ports[0].Destinations {
 			s.Services[0].Ports[0].Destinations[i].Reach = model.ReachNodes
 		}
@@ -178,9 +188,9 @@ func TestGolden(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o := testOptions
 			if o.Router = name == "router"; o.Router {
-				o.routed = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.1.1.0/24")}
+				o.Routed = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.1.1.0/24")}
 			}
-			rs := Render(s(), o)
+			rs := renderFor(s(), o)
 			newTracer(t, rs) // its linter
 			var got bytes.Buffer
 			if _, err := rs.WriteTo(&got); err != nil {
@@ -209,32 +219,31 @@ func TestGoldenIsParsed(t *testing.T) {
 	if err != nil || len(files) != len(goldens) {
 		t.Fatalf("%d golden files for %d snapshots, %v", len(files), len(goldens), err)
 	}
-	bothBackends(t, func(t *testing.T, b Backend) {
-		t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
-		ns := newNamespace(t)
+	for _, backend := range []string{"nft", "legacy"} {
 		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			in(t, ns, func() {
-				cmd := exec.Command("iptables-"+string(b)+"-restore", "--noflush", "--test")
+			t.Run(backend+"/"+filepath.Base(file), func(t *testing.T) {
+				text, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cmd := exec.Command("unshare", "--net", "iptables-"+backend+"-restore", "--noflush", "--test")
+				cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE="+filepath.Join(t.TempDir(), "xtables.lock"))
 				cmd.Stdin = bytes.NewReader(text)
 				if out, err := cmd.CombinedOutput(); err != nil {
-					t.Errorf("%s: %v: %s", file, err, out)
+					t.Errorf("%v: %s", err, out)
 				}
 			})
 		}
-	})
+	}
 }
 
 func TestRenderIsDeterministic(t *testing.T) {
-	s := largeSnapshot()
+	s := scenario.LargeSnapshot()
 	var first bytes.Buffer
-	Render(s, testOptions).WriteTo(&first)
+	renderFor(s, testOptions).WriteTo(&first)
 	for range 5 {
 		var again bytes.Buffer
-		Render(s, testOptions).WriteTo(&again)
+		renderFor(s, testOptions).WriteTo(&again)
 		if !bytes.Equal(first.Bytes(), again.Bytes()) {
 			t.Fatal("equal snapshots render different bytes")
 		}
@@ -244,8 +253,8 @@ func TestRenderIsDeterministic(t *testing.T) {
 // TestCost holds the rules that a packet passes to a bound that does not depend on how many services there are.
 func TestCost(t *testing.T) {
 	for _, n := range []int{1, 1000, 30000} {
-		s := manyServices(n, 3)
-		tr := newTracer(t, Render(s, testOptions), vipsOf(s)...)
+		s := scenario.ManyServices(n, 3)
+		tr := newTracer(t, renderFor(s, testOptions), vipsOf(s)...)
 		if length, chain := tr.longest(); length > leafRules+1 {
 			t.Errorf("%d services: chain %s has %d rules, want at most %d", n, chain, length, leafRules+1)
 		}
@@ -268,10 +277,10 @@ func TestCost(t *testing.T) {
 }
 
 func TestEndpointTreeCost(t *testing.T) {
-	s := snapshot(service("big", "198.51.100.10", "TCP 80 30001:"+destinations(5000)))
-	tr := newTracer(t, Render(s, testOptions), vipsOf(s)...)
+	s := scenario.Snapshot(scenario.Service("big", "198.51.100.10", "TCP 80 30001:"+scenario.Destinations(5000)))
+	tr := newTracer(t, renderFor(s, testOptions), vipsOf(s)...)
 	fate, cost := tr.trace("192.0.2.9 -> tcp 198.51.100.10:80")
-	if want := sorted(destinations(5000)) + " masq"; fate != want {
+	if want := sorted(scenario.Destinations(5000)) + " masq"; fate != want {
 		t.Errorf("not every endpoint can be chosen: %d of 5000", len(strings.Fields(fate))-1)
 	}
 	if cost > 150 {
@@ -281,8 +290,7 @@ func TestEndpointTreeCost(t *testing.T) {
 
 // plainList renders the nat and filter tables as lists, one rule after the other, as one would write them by hand: what
 // the trees are held against.
-func plainList(s *model.Snapshot, o Options) string {
-	o = o.withDefaults()
+func plainList(s *model.Snapshot, o plan.Options) string {
 	nat, vips, nodePorts := "", "", ""
 	for _, svc := range s.Services {
 		for _, sp := range svc.Ports {
@@ -340,7 +348,7 @@ func TestTreeAgreesWithList(t *testing.T) {
 	for seed := range uint64(80) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		s := randomSnapshot(r)
-		tree := newTracer(t, Render(s, testOptions), vipsOf(s)...)
+		tree := newTracer(t, renderFor(s, testOptions), vipsOf(s)...)
 		list, err := readRules(plainList(s, testOptions), append(vipsOf(s), netip.MustParseAddr(edgeIP))...)
 		if err != nil {
 			t.Fatal(err)
@@ -357,7 +365,7 @@ func TestTreeAgreesWithList(t *testing.T) {
 }
 
 func randomSnapshot(r *rand.Rand) *model.Snapshot {
-	s := snapshot()
+	s := scenario.Snapshot()
 	nets := []string{"198.51.100", "203.0.113", "10.200.7", "10.200.8"}[:1+r.IntN(4)]
 	for i := range 1 + r.IntN(60) {
 		var vips, ports []string
@@ -366,9 +374,9 @@ func randomSnapshot(r *rand.Rand) *model.Snapshot {
 		}
 		for range 1 + r.IntN(1+r.IntN(20)) {
 			ports = append(ports, fmt.Sprintf("%s %d %d:%s", []string{"TCP", "UDP"}[r.IntN(2)], 1+r.IntN(200),
-				[]int{0, 30000 + r.IntN(2768)}[r.IntN(2)], destinations(r.IntN(2+r.IntN(24)))))
+				[]int{0, 30000 + r.IntN(2768)}[r.IntN(2)], scenario.Destinations(r.IntN(2+r.IntN(24)))))
 		}
-		s.Services = append(s.Services, service(fmt.Sprintf("s%d", i), strings.Join(vips, " "), ports...))
+		s.Services = append(s.Services, scenario.Service(fmt.Sprintf("s%d", i), strings.Join(vips, " "), ports...))
 	}
 	return s
 }
@@ -394,12 +402,12 @@ func randomFlow(r *rand.Rand, s *model.Snapshot) string {
 
 // TestChangeIsSmall counts what one changed endpoint writes anew.
 func TestChangeIsSmall(t *testing.T) {
-	s := manyServices(10000, 5)
-	before := Render(s, testOptions)
+	s := scenario.ManyServices(10000, 5)
+	before := renderFor(s, testOptions)
 	s.Services[777].Ports[0].Destinations = s.Services[777].Ports[0].Destinations[1:]
-	after := Render(s, testOptions)
+	after := renderFor(s, testOptions)
 	for i, table := range after.Tables {
-		write, gone := table.since(before.Tables[i])
+		write, gone := table.Since(before.Tables[i])
 		want := map[string]int{"filter": 0, "nat": 2}[table.Name] // the leaf of the VIP, and that of the NodePort
 		if len(write) != want || len(gone) != 0 {
 			t.Errorf("table %s: %d chains written and %d removed, want %d and 0", table.Name, len(write), len(gone), want)
@@ -416,10 +424,10 @@ func FuzzNames(f *testing.F) {
 	f.Add("-test", "web", "")
 	f.Add(strings.Repeat("a", 300), "b", "c")
 	f.Fuzz(func(t *testing.T, namespace, name, port string) {
-		s := snapshot(service("x", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376"))
+		s := scenario.Snapshot(scenario.Service("x", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376"))
 		s.Services[0].Ref.Namespace, s.Services[0].Ref.Name, s.Services[0].Ports[0].Name = namespace, name, port
-		plain := snapshot(service("x", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376"))
-		got, want := Render(s, testOptions), Render(plain, testOptions)
+		plain := scenario.Snapshot(scenario.Service("x", "198.51.100.10", "TCP 80 30001: 10.1.0.2:9376"))
+		got, want := renderFor(s, testOptions), renderFor(plain, testOptions)
 		for i := range want.Tables {
 			if g, w := withoutComments(got.Tables[i]), withoutComments(want.Tables[i]); g != w {
 				t.Errorf("got  %s\nwant %s", g, w)
@@ -448,7 +456,7 @@ func TestComment(t *testing.T) {
 
 func withoutComments(t Table) string {
 	var b strings.Builder
-	for line := range strings.Lines(string(t.change(t.Chains, nil, nil))) {
+	for line := range strings.Lines(string(t.Change(t.Chains, nil, nil))) {
 		before, rest, found := strings.Cut(line, "-m comment --comment ")
 		if _, after, ok := strings.Cut(rest, " "); found && ok {
 			line = before + after

@@ -1,4 +1,4 @@
-package rules
+package iptables
 
 import (
 	"crypto/sha256"
@@ -7,35 +7,16 @@ import (
 	"strconv"
 	"strings"
 
+	"sallyport/rules/plan"
 	"sallyport/watcher/model"
 )
 
 // inlineDestinations is how many destinations are rules of the leaf itself. More get a tree of their own.
 const inlineDestinations = 8
 
-// A target is a service port as the rules see it: where new connections for it go.
-type target struct {
-	service  model.ObjectRef
-	port     *model.ServicePort
-	protocol string   // in lower case
-	comment  string   // the match that names it, if any
-	dnat     []string // the target for each of its IPv4 destinations
-	hasTree  bool     // the tree of its destinations is built
-}
-
-func newTarget(svc *model.Service, sp *model.ServicePort) *target {
-	t := &target{service: svc.Ref, port: sp, protocol: strings.ToLower(string(sp.Protocol)), comment: comment(svc.Ref, sp.Name)}
-	for _, d := range sp.Destinations {
-		if d.Addr.Addr().Is4() {
-			t.dnat = append(t.dnat, "-j DNAT --to-destination "+d.Addr.String())
-		}
-	}
-	return t
-}
-
-// rules counts what send appends.
-func (t *target) rules() int {
-	if n := len(t.dnat); n <= inlineDestinations {
+// rulesOf counts what send appends.
+func rulesOf(e plan.Entry) int {
+	if n := len(e.Destinations); n <= inlineDestinations {
 		return 1 + n
 	}
 	return 2
@@ -46,32 +27,34 @@ func (t *target) rules() int {
 // The endpoint is chosen by a hash of source address and port, which leaves a slot in the mark. The nat table sees only
 // the first packet of a connection; conntrack keeps the rest of it with the same endpoint. Slots are numbered through the
 // chain, so that the mark alone leads to the endpoint: iptables-nft takes its time by the number of matches.
-func (r *renderer) send(c *chain, match string, t *target) {
-	n := len(t.dnat)
+func (r *renderer) send(c *chain, match string, e plan.Entry) {
+	n := len(e.Destinations)
 	if n > inlineDestinations {
-		c.rule(match, t.comment, r.choose(0, n))
-		c.rule(match, "-g", r.spread(t))
+		c.rule(match, comment(e.Service.Ref, e.ServicePort.Name), r.choose(0, n))
+		c.rule(match, "-g", r.spread(e))
 		return
 	}
-	c.rule(match, t.comment, r.choose(c.slots, n))
-	for _, dnat := range t.dnat {
-		c.rule("-p", t.protocol, r.slotMatch(c.slots), dnat) // DNAT to a port wants a protocol
+	c.rule(match, comment(e.Service.Ref, e.ServicePort.Name), r.choose(c.slots, n))
+	for _, d := range e.Destinations {
+		c.rule("-p", protocol(e), r.slotMatch(c.slots), dnat(d)) // DNAT to a port wants a protocol
 		c.slots++
 	}
 }
 
+func dnat(d model.Destination) string { return "-j DNAT --to-destination " + d.Addr.String() }
+
 // spread makes the tree from hash slot to destination, once for all addresses of the service port, and returns
 // the name of its first chain. Slot i belongs to destination i: each gets an equal share.
-func (r *renderer) spread(t *target) string {
-	name := "SALLY-EP-" + digest(t)
-	if t.hasTree {
+func (r *renderer) spread(e plan.Entry) string {
+	name := "SALLY-EP-" + digest(e)
+	if r.spreads[e.Target] {
 		return name
 	}
-	t.hasTree = true
-	items := make([]item, len(t.dnat))
-	for slot, dnat := range t.dnat {
+	r.spreads[e.Target] = true
+	items := make([]item, len(e.Destinations))
+	for slot, d := range e.Destinations {
 		items[slot] = item{key: slotKey(slot), bits: slotBits, rules: 1, write: func(c *chain) {
-			c.rule("-p", t.protocol, r.slotMatch(slot), dnat)
+			c.rule("-p", protocol(e), r.slotMatch(slot), dnat(d))
 		}}
 	}
 	tree{b: r.nat, name: name, by: bySlot(r.slotMark(0))}.build(items)
@@ -82,24 +65,24 @@ func (r *renderer) spread(t *target) string {
 func (r *renderer) choose(first, n int) string {
 	switch mark := r.slotMark(first); n {
 	case 0:
-		return setMark(r.o.owner() | verdictReject)
+		return setMark(r.Owner() | verdictReject)
 	case 1:
 		return setMark(mark)
 	default:
 		return "-j HMARK --hmark-tuple src,sport --hmark-mod " + strconv.Itoa(n) + " --hmark-offset " + hexMark(mark) +
-			" --hmark-rnd " + hexMark(r.o.HashSeed)
+			" --hmark-rnd " + hexMark(r.HashSeed)
 	}
 }
 
-func (r *renderer) slotMark(slot int) uint32 { return r.o.owner() | verdictMasquerade | uint32(slot) }
+func (r *renderer) slotMark(slot int) uint32 { return r.Owner() | verdictMasquerade | uint32(slot) }
 
 func (r *renderer) slotMatch(slot int) string { return "-m mark --mark " + hexMark(r.slotMark(slot)) }
 
 func setMark(mark uint32) string { return "-j MARK --set-xmark " + markValue(mark, wholeMask) }
 
 // digest identifies a service port in 10 characters: chain names have 28 at most (XT_EXTENSION_MAXNAMELEN).
-func digest(t *target) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %d", t.service, t.protocol, t.port.Port))
+func digest(e plan.Entry) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %s %d", e.Service.Ref, protocol(e), e.ServicePort.Port))
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:10])
 }
 

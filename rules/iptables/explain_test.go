@@ -1,4 +1,4 @@
-package rules
+package iptables
 
 import (
 	"fmt"
@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	words "sallyport/cmd/sallyport/explain"
+	"sallyport/rules/plan"
+	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
 
@@ -18,11 +20,11 @@ func TestExplainSaysWhatTheRulesDo(t *testing.T) {
 	fates := map[string]int{}
 	for range 60 {
 		s, addresses, ports := randomServices(r)
-		var at []netip.Prefix
+		at := all
 		if r.IntN(2) == 0 {
-			at = append(at, netip.MustParsePrefix([]string{"192.0.2.0/24", "10.9.0.0/16", "2001:db8::/64"}[r.IntN(3)]))
+			at = []netip.Prefix{netip.MustParsePrefix([]string{"192.0.2.0/24", "10.9.0.0/16", "2001:db8::/64"}[r.IntN(3)])}
 		}
-		tr := newTracer(t, Render(s, Options{NodePortAddresses: at, HashSeed: r.Uint32(), Router: true}), vipsOf(s)...)
+		tr := newTracer(t, renderFor(s, plan.Options{NodePortAddresses: at, HashSeed: r.Uint32(), Router: true}), vipsOf(s)...)
 		o := words.Options{EdgeAddresses: []netip.Addr{netip.MustParseAddr(edgeIP)}, NodePortAddresses: at, Dataplane: "iptables"}
 		for _, addr := range addresses {
 			for range 20 {
@@ -65,7 +67,7 @@ func fateOf(e words.Explanation) string {
 
 // randomServices makes some Services, and what is worth a connection: addresses and ports.
 func randomServices(r *rand.Rand) (s *model.Snapshot, addresses []string, ports []int) {
-	s, addresses, ports = snapshot(), []string{edgeIP, "203.0.113.9"}, []int{22, 53, 80, 30999}
+	s, addresses, ports = scenario.Snapshot(), []string{edgeIP, "203.0.113.9"}, []int{22, 53, 80, 30999}
 	for i := range 1 + r.IntN(8) {
 		vip := ""
 		if r.IntN(3) > 0 {
@@ -79,10 +81,10 @@ func randomServices(r *rand.Rand) (s *model.Snapshot, addresses []string, ports 
 				nodePort = 30000 + 10*i + k
 				ports = append(ports, nodePort)
 			}
-			list = append(list, fmt.Sprintf("%s %d %d:%s", []string{"TCP", "UDP"}[r.IntN(2)], port, nodePort, destinations([]int{0, 1, 3, 12}[r.IntN(4)])))
+			list = append(list, fmt.Sprintf("%s %d %d:%s", []string{"TCP", "UDP"}[r.IntN(2)], port, nodePort, scenario.Destinations([]int{0, 1, 3, 12}[r.IntN(4)])))
 			ports = append(ports, port)
 		}
-		s.Services = append(s.Services, service(fmt.Sprint("s", i), vip, list...))
+		s.Services = append(s.Services, scenario.Service(fmt.Sprint("s", i), vip, list...))
 	}
 	return s, addresses, ports
 }

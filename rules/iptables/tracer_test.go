@@ -1,4 +1,4 @@
-package rules
+package iptables
 
 import (
 	"bytes"
@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 )
+
+// edgeIP is the edge's own address.
+const edgeIP = "192.0.2.1"
 
 // A tracer reads rules as iptables-restore does and tells what becomes of a packet.
 type tracer struct {
@@ -71,17 +74,17 @@ func readRules(text string, local ...netip.Addr) (*tracer, error) {
 func (tr *tracer) lint() error {
 	for table, chains := range tr.tables {
 		used := map[string]bool{}
-		for _, h := range hooks {
-			if h.table == table {
-				used[h.to] = true
-				if _, ok := chains[h.to]; !ok {
-					return fmt.Errorf("%s: hook to missing chain %s", table, h.to)
+		for _, h := range Hooks {
+			if h.Table == table {
+				used[h.To] = true
+				if _, ok := chains[h.To]; !ok {
+					return fmt.Errorf("%s: hook to missing chain %s", table, h.To)
 				}
 			}
 		}
 		for _, rules := range chains {
 			for _, r := range rules {
-				if !strings.HasPrefix(r.target, prefix) {
+				if !strings.HasPrefix(r.target, Prefix) {
 					continue
 				}
 				used[r.target] = true
@@ -214,7 +217,7 @@ func checkTarget(r traceRule) (err error) {
 			err = fmt.Errorf("target %s with arguments %q is unknown to the tracer", r.target, r.args)
 		}
 	}()
-	if !strings.HasPrefix(r.target, prefix) {
+	if !strings.HasPrefix(r.target, Prefix) {
 		r.apply(&tracePacket{})
 	}
 	return nil
@@ -279,7 +282,7 @@ func (tr *tracer) walk(table, chain string, p *tracePacket) (verdict string) {
 		if slices.ContainsFunc(r.matches, func(m func(*tracePacket) bool) bool { return !m(p) }) {
 			continue
 		}
-		if strings.HasPrefix(r.target, prefix) {
+		if strings.HasPrefix(r.target, Prefix) {
 			verdict := tr.walk(table, r.target, p)
 			if verdict != "" || !r.jump {
 				return verdict
@@ -302,10 +305,10 @@ func (tr *tracer) hook(table, from string, p *tracePacket) (verdict string) {
 	if table == "nat" && p.state != "NEW" {
 		return ""
 	}
-	for _, h := range hooks {
-		if h.table == table && h.from == from {
+	for _, h := range Hooks {
+		if h.Table == table && h.From == from {
 			p.evaluated++
-			return tr.walk(table, h.to, p)
+			return tr.walk(table, h.To, p)
 		}
 	}
 	return ""

@@ -1,4 +1,4 @@
-package rules
+package iptables
 
 import (
 	"bytes"
@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"sallyport/rules/plan"
 )
 
 // A Ruleset is what Sallyport wants in the kernel, table by table, in the order in which to apply them.
-type Ruleset struct{ Tables []Table }
+type Ruleset struct {
+	Family plan.Family
+	Tables []Table
+}
 
 // A Table holds our chains of one iptables table, ordered by name.
 type Table struct {
@@ -27,34 +32,35 @@ type Chain struct {
 func (t Table) Rules() int {
 	n := 0
 	for _, c := range t.Chains {
-		n += c.rules()
+		n += c.Rules()
 	}
 	return n
 }
 
-func (c Chain) rules() int { return bytes.Count(c.Text, []byte{'\n'}) }
+// Rules counts them.
+func (c Chain) Rules() int { return bytes.Count(c.Text, []byte{'\n'}) }
 
-// entries is how many entries of a table of ip_tables the chains are: a chain has a head and an end beside its rules.
-func (t Table) entries() int { return t.Rules() + 2*len(t.Chains) }
+// Entries is how many entries of a table of ip_tables the chains are: a chain has a head and an end beside its rules.
+func (t Table) Entries() int { return t.Rules() + 2*len(t.Chains) }
 
 // WriteTo prints the rule set as the input of iptables-restore --noflush that makes it from nothing. The jumps from
 // the built-in chains, which are made one by one, are there as comments.
 func (r Ruleset) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
 	for _, t := range r.Tables {
-		for _, h := range hooks {
-			if h.table == t.Name {
-				fmt.Fprintf(&b, "# -A %s -j %s\n", h.from, h.to)
+		for _, h := range Hooks {
+			if h.Table == t.Name {
+				fmt.Fprintf(&b, "# -A %s -j %s\n", h.From, h.To)
 			}
 		}
-		b.Write(t.change(t.Chains, nil, nil))
+		b.Write(t.Change(t.Chains, nil, nil))
 	}
 	return b.WriteTo(w)
 }
 
-// change gives the input of iptables-restore --noflush that in one transaction runs the commands (complete lines),
+// Change gives the input of iptables-restore --noflush that in one transaction runs the commands (complete lines),
 // writes the chains anew and removes those that are gone.
-func (t Table) change(write []Chain, gone, commands []string) []byte {
+func (t Table) Change(write []Chain, gone, commands []string) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "*%s\n", t.Name)
 	for _, c := range write {
@@ -76,8 +82,8 @@ func (t Table) change(write []Chain, gone, commands []string) []byte {
 	return b.Bytes()
 }
 
-// since compares t with what was applied before: the chains to write and the names of those that are gone.
-func (t Table) since(old Table) (write []Chain, gone []string) {
+// Since compares t with what was applied before: the chains to write and the names of those that are gone.
+func (t Table) Since(old Table) (write []Chain, gone []string) {
 	byName := func(c Chain, name string) int { return cmp.Compare(c.Name, name) }
 	for _, c := range t.Chains {
 		i, found := slices.BinarySearchFunc(old.Chains, c.Name, byName)
@@ -85,19 +91,20 @@ func (t Table) since(old Table) (write []Chain, gone []string) {
 			write = append(write, c)
 		}
 	}
-	return write, t.without(old.names())
+	return write, t.Without(old.Names())
 }
 
-// without returns those names that are no chain of t.
-func (t Table) without(names []string) []string {
-	own := t.names()
+// Without returns those names that are no chain of t.
+func (t Table) Without(names []string) []string {
+	own := t.Names()
 	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
 		_, found := slices.BinarySearch(own, name)
 		return found
 	})
 }
 
-func (t Table) names() []string {
+// Names lists the chains.
+func (t Table) Names() []string {
 	names := make([]string, len(t.Chains))
 	for i, c := range t.Chains {
 		names[i] = c.Name

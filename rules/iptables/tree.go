@@ -1,4 +1,4 @@
-package rules
+package iptables
 
 import (
 	"encoding/binary"
@@ -236,18 +236,6 @@ func (s bySlot) match(block []item) string {
 }
 
 func (s bySlot) label(k key, n int) string { return fmt.Sprintf("%05x/%d", k.masked(n).slot(), n) }
-
-// disjoint orders prefixes and drops those that lie in another one.
-func disjoint(prefixes []netip.Prefix) []netip.Prefix {
-	slices.SortFunc(prefixes, netip.Prefix.Compare)
-	out := prefixes[:0]
-	for _, p := range prefixes {
-		if len(out) == 0 || !out[len(out)-1].Overlaps(p) {
-			out = append(out, p)
-		}
-	}
-	return out
-}
 
 // merge covers addresses, which are ordered and distinct, exactly by the fewest prefixes.
 func merge(addrs []netip.Addr) []netip.Prefix {

@@ -1,0 +1,168 @@
+package conntrack
+
+import (
+	"sync"
+	"time"
+)
+
+// A tally is what a service port's flows add up to.
+type tally [5]uint64
+
+// The fields of a tally.
+const (
+	connections = iota
+	packetsIn   // from clients
+	packetsOut  // to clients
+	bytesIn
+	bytesOut
+)
+
+func (t *tally) add(f *flow) {
+	t[connections]++
+	t[packetsIn] += f.in.packets
+	t[packetsOut] += f.out.packets
+	t[bytesIn] += f.in.bytes
+	t[bytesOut] += f.out.bytes
+}
+
+// settling is for how long a count may be behind what was told of it before, until that is held to be lost. A flow that ends
+// while the table is read may be in neither of the two, but its end is told of within a moment.
+const settling = 5 * time.Second
+
+// afterlife is for how long the counts of a service port are told after it is gone: long enough for every scrape
+// interval, and for a Service that is made anew to go on where it was.
+const afterlife = time.Hour
+
+// A ledger holds the counts of service ports: the sum of flows that have ended, which the kernel tells of, and of those that
+// live, which are read when asked for.
+type ledger struct {
+	mu       sync.Mutex
+	accounts map[series]*account
+}
+
+// An account is the counts of one service port. Sums are taken modulo 2^64, so that base can be negative.
+type account struct {
+	ended  tally     // of flows that have ended
+	before tally     // ended, when the reading of the table began
+	live   tally     // of flows that were in the table
+	open   int       // how many of those have not ended
+	base   tally     // to be added: see settle and start
+	told   tally     // what was told last: it never gets less
+	behind time.Time // since when there is less; zero if there is not
+	gone   time.Time // when the service port went; zero if it has not
+}
+
+// count adds a flow that has ended.
+func (l *ledger) count(s series, f *flow) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.account(s).ended.add(f)
+}
+
+func (l *ledger) account(s series) *account {
+	a := l.accounts[s]
+	if a == nil {
+		if l.accounts == nil {
+			l.accounts = map[series]*account{}
+		}
+		a = new(account)
+		l.accounts[s] = a
+	}
+	return a
+}
+
+// begin is called before the table is read. What ends during that is not counted twice.
+func (l *ledger) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range l.accounts {
+		a.before, a.live, a.open = a.ended, tally{}, 0
+	}
+}
+
+// see adds a flow of the table.
+func (l *ledger) see(s series, f *flow) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.account(s)
+	a.live.add(f)
+	if f.isOpen() {
+		a.open++
+	}
+}
+
+// start is called after the table is read for the first time: what flows of before had by then is not counted. A process
+// that goes on where another one was does not tell the same again.
+func (l *ledger) start() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range l.accounts {
+		for i := range a.base {
+			a.base[i] -= a.live[i]
+		}
+	}
+}
+
+// settle is called after the table is read: it brings what is told up to date.
+func (l *ledger) settle(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for s, a := range l.accounts {
+		if !a.gone.IsZero() && now.Sub(a.gone) > afterlife {
+			delete(l.accounts, s)
+			continue
+		}
+		a.settle(now)
+	}
+}
+
+// settle tells what there is, but never less than before. If there is less for longer, the ends of flows were lost (the
+// socket was full, or they belong to another service port by now), and counting goes on from what was told.
+func (a *account) settle(now time.Time) {
+	var missing tally
+	for i := range a.told {
+		sum := a.base[i] + a.before[i] + a.live[i]
+		if less := int64(a.told[i] - sum); less > 0 {
+			missing[i] = uint64(less)
+		} else {
+			a.told[i] = sum
+		}
+	}
+	switch {
+	case missing == tally{}:
+		a.behind = time.Time{}
+	case a.behind.IsZero():
+		a.behind = now
+	case now.Sub(a.behind) > settling:
+		for i := range a.base {
+			a.base[i] += missing[i]
+		}
+		a.behind = time.Time{}
+	}
+}
+
+// keep notes which service ports are gone.
+func (l *ledger) keep(ports []*servicePort, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	here := make(map[*account]bool, len(l.accounts))
+	for _, p := range ports {
+		if a := l.accounts[p.series]; a != nil {
+			here[a], a.gone = true, time.Time{}
+		}
+	}
+	for _, a := range l.accounts {
+		if !here[a] && a.gone.IsZero() {
+			a.gone = now
+		}
+	}
+}
+
+// each calls f with what is to be told of each service port that has had traffic.
+func (l *ledger) each(f func(s series, told tally, open int)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for s, a := range l.accounts {
+		f(s, a.told, a.open)
+	}
+}

@@ -1,0 +1,224 @@
+// Package plan works out what the kernel is to do with connections from outside: which address, protocol and port leads to
+// which destinations, from whom, and with whose source address. It does so for one address family at a time, and leaves
+// open by what kind of rules: packages iptables and nftables render the same Plan.
+//
+// New is pure: equal snapshots and options give equal plans.
+package plan
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"sallyport/watcher/model"
+)
+
+// A Family is an IP version.
+type Family uint8
+
+// The families.
+const (
+	IPv4 Family = 4
+	IPv6 Family = 6
+)
+
+// Families are both, in the order in which they are programmed.
+var Families = [...]Family{IPv4, IPv6}
+
+// FamilyOf returns the family of an address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// Has says whether an address is of the family.
+func (f Family) Has(a netip.Addr) bool { return FamilyOf(a) == f }
+
+// Bits is the length of an address.
+func (f Family) Bits() int {
+	if f == IPv4 {
+		return 32
+	}
+	return 128
+}
+
+// String gives "IPv4" or "IPv6".
+func (f Family) String() string {
+	if f == IPv4 {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// A Plan is what the kernel is to do with packets of one family.
+type Plan struct {
+	Family Family
+	// Addresses are those that Services have to themselves, ordered.
+	Addresses []Address
+	// NodePorts are the service ports at NodePortAddresses, ordered by protocol and port.
+	NodePorts []Entry
+	// NodePortAddresses are networks of which the edge's own addresses answer for NodePorts, ordered and disjoint. Loopback
+	// and Addresses are never among them.
+	NodePortAddresses []netip.Prefix
+	// Inside are the networks of nodes and pods, ordered and disjoint. Connections from there always lose their source
+	// address: the answer would otherwise not come back to the edge.
+	Inside []netip.Prefix
+	// KeepSource says that connections from elsewhere keep theirs.
+	KeepSource bool
+	// SNAT are the source addresses that connections get, by Address.Group. The first entry is the zero Range, and so are those
+	// of groups that have none in this family: the edge's own address is taken (MASQUERADE).
+	SNAT []Range
+	// Held are the addresses on the nodes' leg that move with a group: those of SNAT, and the nodes' gateways. Ordered.
+	Held []netip.Addr
+	// Answers are where answers of destinations come from, ordered. What comes from there and that conntrack cannot place is
+	// dropped: to refuse it would end a connection that another edge knows, or knew.
+	Answers []Source
+
+	Options
+}
+
+// An Address is what clients connect to.
+type Address struct {
+	Addr netip.Addr
+	// Own says that it stands on the edge's link for VIPs: ports that no Service has are then the edge's own, and guarded.
+	// Of a cluster IP, which is routed here, they are nobody's.
+	Own bool
+	// Group indexes Plan.SNAT.
+	Group   uint8
+	Entries []Entry // ordered by protocol and port
+}
+
+// An Entry is a port of an Address, or a NodePort.
+type Entry struct {
+	Protocol model.Protocol
+	Port     uint16
+	// Restricted says that only Target's source ranges may connect.
+	Restricted bool
+	*Target
+}
+
+// A Target is a service port: where its connections go. All entries of a service port have the same one.
+type Target struct {
+	Service     *model.Service
+	ServicePort *model.ServicePort
+	// Destinations are those of the family, ordered by address. None means that connections are refused.
+	Destinations []model.Destination
+}
+
+// A Source is where packets come from.
+type Source struct {
+	Prefix netip.Prefix
+	// FirstPort and LastPort are the TCP source ports meant, or 0 for all that comes from there.
+	FirstPort, LastPort uint16
+}
+
+// A Range is a range of addresses of one family; the zero Range is none.
+type Range struct{ First, Last netip.Addr }
+
+// New plans for a family.
+func New(s *model.Snapshot, f Family, o Options) *Plan {
+	p := &Plan{Family: f, Options: o, KeepSource: o.keepsSource(), SNAT: make([]Range, 1, 1+len(o.Groups))}
+	for _, g := range o.Groups {
+		p.SNAT = append(p.SNAT, g.snat(f))
+		p.Held = append(p.Held, g.held(f)...)
+	}
+	slices.SortFunc(p.Held, netip.Addr.Compare)
+	p.Held = slices.Compact(p.Held)
+	p.NodePortAddresses = Disjoint(ofFamily(f, o.NodePortAddresses))
+	p.Inside = inside(s, f)
+	p.Answers = answers(s, f)
+	c := collector{plan: p, at: map[netip.Addr]*Address{}}
+	for _, svc := range byAge(s.Services) {
+		c.service(svc)
+	}
+	c.finish()
+	return p
+}
+
+// Sources are the networks that may connect to a Restricted entry: the source ranges of its Service, of the family.
+func (p *Plan) Sources(t *Target) []netip.Prefix {
+	return ofFamily(p.Family, t.Service.SourceRanges.Prefixes)
+}
+
+// byAge returns the services, the oldest first: of two that claim the same, it is served.
+func byAge(services []model.Service) []*model.Service {
+	all := make([]*model.Service, len(services))
+	for i := range services {
+		all[i] = &services[i]
+	}
+	slices.SortFunc(all, func(a, b *model.Service) int {
+		return cmp.Or(a.Created.Compare(b.Created), a.Ref.Compare(b.Ref))
+	})
+	return all
+}
+
+// A collector gathers the entries of Services.
+type collector struct {
+	plan *Plan
+	at   map[netip.Addr]*Address
+}
+
+func (c *collector) service(svc *model.Service) {
+	restricted := svc.SourceRanges != nil
+	for i := range svc.Ports {
+		sp := &svc.Ports[i]
+		t := &Target{svc, sp, destinations(sp, c.plan.Family)}
+		if sp.NodePort != 0 && len(c.plan.NodePortAddresses) > 0 {
+			c.plan.NodePorts = append(c.plan.NodePorts, Entry{sp.Protocol, sp.NodePort, restricted && c.plan.SourceRangesOnNodePorts, t})
+		}
+		c.add(svc.VIPs, true, Entry{sp.Protocol, sp.Port, restricted, t})
+		c.add(svc.ExternalIPs, true, Entry{sp.Protocol, sp.Port, false, t})
+		c.add(svc.ClusterIPs, false, Entry{sp.Protocol, sp.Port, false, t})
+	}
+}
+
+func (c *collector) add(addrs []netip.Addr, own bool, e Entry) {
+	for _, a := range addrs {
+		if !c.plan.Family.Has(a) {
+			continue
+		}
+		at := c.at[a]
+		if at == nil {
+			at = &Address{Addr: a, Group: c.plan.group(a)}
+			c.at[a] = at
+		}
+		at.Own = at.Own || own
+		at.Entries = append(at.Entries, e)
+	}
+}
+
+// finish orders what was gathered. Of two claims to the same, the first has it.
+func (c *collector) finish() {
+	c.plan.Addresses = make([]Address, 0, len(c.at))
+	for _, a := range c.at {
+		a.Entries = order(a.Entries)
+		c.plan.Addresses = append(c.plan.Addresses, *a)
+	}
+	slices.SortFunc(c.plan.Addresses, func(a, b Address) int { return a.Addr.Compare(b.Addr) })
+	c.plan.NodePorts = order(c.plan.NodePorts)
+}
+
+func order(entries []Entry) []Entry {
+	compare := func(a, b Entry) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	}
+	slices.SortStableFunc(entries, compare)
+	return slices.CompactFunc(entries, func(a, b Entry) bool { return compare(a, b) == 0 })
+}
+
+// destinations are those of one family, which stand together since they are ordered by address.
+func destinations(sp *model.ServicePort, f Family) []model.Destination {
+	v6 := slices.IndexFunc(sp.Destinations, func(d model.Destination) bool { return !d.Addr.Addr().Is4() })
+	switch {
+	case v6 < 0 && f == IPv4:
+		return sp.Destinations
+	case v6 < 0:
+		return nil
+	case f == IPv4:
+		return sp.Destinations[:v6]
+	default:
+		return sp.Destinations[v6:]
+	}
+}
