@@ -54,7 +54,7 @@ func upCommand() *cobra.Command {
 	cmd.Flags().IntVar(&o.Edges, "edges", 2, "number of edges")
 	cmd.Flags().DurationVar(&o.NodeMonitorGrace, "node-monitor-grace-period", 0, "how long a node may be silent before it is NotReady (default 8s)")
 	cmd.Flags().DurationVar(&o.EvictAfter, "evict-after", 0, "how long pods stay bound to a node that is gone (default 20s)")
-	cmd.Flags().StringArrayVar(&images, "image", nil, "`NAME=BINARY`: program that plays the image NAME in any registry and of any tag (agnhost, echo-basic, badhttp and websocket are built in)")
+	cmd.Flags().StringArrayVar(&images, "image", nil, "`NAME=BINARY`: program that plays the image NAME in any registry and of any tag (agnhost, echo-basic, badhttp, sctp and websocket are built in)")
 	return cmd
 }
 

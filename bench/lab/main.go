@@ -17,6 +17,7 @@ import (
 
 	"sallyport/bench/lab/agent"
 	"sallyport/bench/lab/badhttp"
+	"sallyport/bench/lab/sctp"
 	"sallyport/bench/lab/wsecho"
 )
 
@@ -43,6 +44,8 @@ func imageCommand(name string) *cobra.Command {
 	switch name {
 	case "badhttp":
 		return badhttp.Command()
+	case "sctp":
+		return sctp.Command()
 	case "websocket":
 		return wsecho.Command()
 	}

@@ -98,7 +98,7 @@ func (c *Cluster) ensureProgram(ctx context.Context) error {
 }
 
 // OwnImages lists the images that the lab's own program plays when it is run under their name.
-func OwnImages() []string { return []string{"badhttp", "websocket"} }
+func OwnImages() []string { return []string{"badhttp", "sctp", "websocket"} }
 
 // startNodes starts an agent and a kube-proxy for each node and waits until pods can run and be reached.
 func (c *Cluster) startNodes(ctx context.Context) error {
