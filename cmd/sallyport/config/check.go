@@ -29,15 +29,13 @@ func (c *Config) check(p *problems) {
 	p.oneOf("edge.log.format", c.Edge.Log.Format, "text", "json")
 	p.oneOf("edge.log.level", c.Edge.Log.Level, "debug", "info", "warn", "error")
 	p.oneOf("reach", string(c.Reach), string(model.ReachAuto), string(model.ReachPods), string(model.ReachNodes))
-	p.oneOf("l4.dataplane", c.L4.Dataplane, DataplaneIptables, DataplaneUserspace)
-	p.oneOf("l4.iptablesBackend", c.L4.IptablesBackend, "auto", "nft", "legacy")
-	p.oneOf("l4.snat", c.L4.SNAT, "always")
 	c.checkClusters(p)
-	c.checkNodePortAddresses(p)
 	c.checkL7(p)
 	c.checkTLS(p)
 	c.checkStatus(p)
 	c.Pools = c.pools(p)
+	c.checkL4(p)
+	c.checkGroups(p)
 }
 
 // maxSocketPath is the longest path of a unix socket (unix(7): sun_path, with a zero byte at its end).
@@ -83,19 +81,6 @@ func (c *Config) checkClusters(p *problems) {
 
 // isName says whether a text is a Kubernetes name, an RFC 1123 label.
 func isName(s string) bool { return len(validation.IsDNS1123Label(s)) == 0 }
-
-func (c *Config) checkNodePortAddresses(p *problems) {
-	p.prefixes("l4.nodePortAddresses", c.L4.NodePortAddresses)
-	for i, x := range c.L4.NodePortAddresses {
-		key := fmt.Sprintf("l4.nodePortAddresses[%d]", i)
-		switch {
-		case c.L4.Dataplane == DataplaneIptables && !x.Addr().Is4():
-			p.add(key, "%v is IPv6, which iptables does not serve yet: leave it out", x)
-		case c.L4.Dataplane == DataplaneUserspace && !x.IsSingleIP(): // left out, it would leave none, which means all
-			p.add(key, "%v is a network, and userspace listens on addresses: name each of this machine's, as %v/%d", x, x.Addr(), x.Addr().BitLen())
-		}
-	}
-}
 
 func (c *Config) checkL7(p *problems) {
 	if c.L7.Enabled && c.L7.HTTPPort == 0 {
@@ -205,10 +190,6 @@ func (p *problems) ranges(key string, addresses []string, earlier []lb.Pool) []l
 		r, err := lb.ParseRange(text)
 		if err != nil {
 			p.add(at, "%v", err)
-			continue
-		}
-		if !r.First.Is4() {
-			p.add(at, "%s is IPv6, which no dataplane serves yet: leave it out", text)
 			continue
 		}
 		if other := overlapping(r, append(slices.Clone(earlier), lb.Pool{Name: "", Ranges: out})); other != "" {

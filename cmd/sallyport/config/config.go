@@ -30,6 +30,7 @@ type Config struct {
 	Clusters     []Cluster    `yaml:"clusters"`
 	Reach        model.Reach  `yaml:"reach"`
 	LoadBalancer LoadBalancer `yaml:"loadBalancer"`
+	Groups       []Group      `yaml:"groups"`
 	L4           L4           `yaml:"l4"`
 	L7           L7           `yaml:"l7"`
 	Status       Status       `yaml:"status"`
@@ -43,6 +44,7 @@ type Config struct {
 // Edge is the part of the configuration that describes this machine.
 type Edge struct {
 	Name     string `yaml:"name"`
+	Zone     string `yaml:"zone"` // topology.kubernetes.io/zone of the edge, for topology hints
 	Admin    Admin  `yaml:"admin"`
 	Log      Log    `yaml:"log"`
 	StateDir string `yaml:"stateDir"` // of the last-good files
@@ -82,13 +84,30 @@ type IPAddressPool struct {
 	Addresses []string `yaml:"addresses"` // CIDRs and "first-last" ranges
 }
 
+// A Group is what moves together from edge to edge: VIPs, which are spread over the groups, and addresses on the nodes' leg.
+type Group struct {
+	Name string `yaml:"name"`
+	// SNATAddresses are the source addresses of connections to the group's VIPs: a CIDR or "first-last" range a family.
+	SNATAddresses []string `yaml:"snatAddresses"`
+	// NodesGateway are the addresses that nodes route clients through, one a family.
+	NodesGateway []netip.Addr `yaml:"nodesGateway"`
+
+	// SNAT is SNATAddresses, parsed.
+	SNAT []lb.Range `yaml:"-"`
+}
+
 // L4 is how connections to NodePorts and VIPs are forwarded.
 type L4 struct {
-	Dataplane         string         `yaml:"dataplane"`         // iptables or userspace
-	IptablesBackend   string         `yaml:"iptablesBackend"`   // auto, nft or legacy
-	NodePortAddresses []netip.Prefix `yaml:"nodePortAddresses"` // empty: every address of the edge
-	SNAT              string         `yaml:"snat"`              // always
-	HashSeed          uint32         `yaml:"hashSeed"`
+	Dataplane               string         `yaml:"dataplane"`               // iptables, nftables or userspace
+	IptablesBackend         string         `yaml:"iptablesBackend"`         // auto, nft or legacy
+	NodePortAddresses       []netip.Prefix `yaml:"nodePortAddresses"`       // empty: the primary address of each family
+	ExternalIPs             []netip.Prefix `yaml:"externalIPs"`             // where spec.externalIPs are served; empty: nowhere
+	ClusterIPs              bool           `yaml:"clusterIPs"`              // serve them, for machines that route them here
+	SourceRangesOnNodePorts bool           `yaml:"sourceRangesOnNodePorts"` // loadBalancerSourceRanges hold for NodePorts, too
+	SNAT                    string         `yaml:"snat"`                    // auto, always or never
+	ReturnPath              string         `yaml:"returnPath"`              // direct or edge
+	HashSeed                uint32         `yaml:"hashSeed"`
+	ConntrackMax            int            `yaml:"conntrackMax"` // connections that the kernel keeps track of; 0: by memory
 }
 
 // L7 is how HTTP is served.
@@ -134,7 +153,17 @@ const (
 // The values of Config.L4.Dataplane.
 const (
 	DataplaneIptables  = "iptables"
+	DataplaneNFTables  = "nftables"
 	DataplaneUserspace = "userspace"
+)
+
+// The values of Config.L4.SNAT and Config.L4.ReturnPath.
+const (
+	SNATAuto     = "auto"
+	SNATAlways   = "always"
+	SNATNever    = "never"
+	ReturnDirect = "direct" // nodes answer clients by routes of their own
+	ReturnEdge   = "edge"   // nodes route clients through Group.NodesGateway
 )
 
 // EdgeAddresses is the value in L7.Addresses that means every address of this machine.
@@ -154,7 +183,7 @@ func Default() Config {
 			StateDir: "/var/lib/sallyport",
 		},
 		Reach: model.ReachAuto,
-		L4:    L4{Dataplane: DataplaneIptables, IptablesBackend: "auto", SNAT: "always"},
+		L4:    L4{Dataplane: DataplaneIptables, IptablesBackend: "auto", SNAT: SNATAuto, ReturnPath: ReturnDirect},
 		L7: L7{
 			Enabled:               true,
 			Addresses:             []string{EdgeAddresses},
@@ -188,6 +217,11 @@ func Load(file string) (Config, error) {
 		return Config{}, fmt.Errorf("reading the configuration: %w", err)
 	}
 	return Parse(file, data)
+}
+
+// KeepsSource says whether endpoints see the addresses of clients.
+func (c L4) KeepsSource() bool {
+	return c.Dataplane != DataplaneUserspace && (c.SNAT == SNATNever || c.SNAT == SNATAuto && c.ReturnPath == ReturnEdge)
 }
 
 // HTTPAddresses are the host:port pairs that HTTP is served on.
