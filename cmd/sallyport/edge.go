@@ -131,7 +131,7 @@ func (e *edge) newPipeline(inputs []input, trigger *watcher.Trigger, steps seque
 
 func translateOptions(c config.Config, reachable func(model.ObjectRef) bool) translate.Options {
 	o := translate.Options{
-		Reach: c.Reach, PodsReachable: reachable, OnlyIPv4VIPs: c.L4.Dataplane != config.DataplaneUserspace,
+		Reach: c.Reach, PodsReachable: reachable, IPv6: c.L4.Dataplane == config.DataplaneUserspace,
 		TLS: c.L7.Enabled && c.L7.HTTPSPort != 0, DefaultCertificate: c.L7.DefaultCertificateName(), RedirectHTTPS: c.L7.TLS.Redirect,
 		Certificates: new(translate.CertificateCache),
 	}

@@ -152,6 +152,10 @@ type Endpoint struct {
 	Ready       bool           `json:"ready"`
 	Serving     bool           `json:"serving"`
 	Terminating bool           `json:"terminating"`
+	// Hinted says that topology hints name zones for the endpoint, and HintedHere that the edge's is among them (discovery/v1
+	// EndpointHints.forZones). Neither is set if the edge has no zone.
+	Hinted     bool `json:"hinted,omitempty"`
+	HintedHere bool `json:"hintedHere,omitempty"`
 }
 
 // A Destination is an address that new connections are sent to.

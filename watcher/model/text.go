@@ -64,10 +64,61 @@ func (s *Service) writeText(w io.Writer) {
 		f.add("requests", join(s.RequestedVIPs)+" by "+s.RequestField)
 	}
 	f.add("VIPs", join(s.VIPs))
+	f.add("externalIPs", join(s.ExternalIPs))
+	f.add("clusterIPs", join(s.ClusterIPs))
+	if s.Local {
+		f = append(f, "Local")
+	}
+	if s.HealthCheckNodePort != 0 {
+		f.add("healthCheckNodePort", strconv.Itoa(int(s.HealthCheckNodePort)))
+	}
+	f = append(f, s.SourceRanges.String(), s.Affinity.String(), s.Limits.String())
+	if s.ProxyProtocol != 0 {
+		f.add("PROXY", "v"+strconv.Itoa(int(s.ProxyProtocol)))
+	}
 	fmt.Fprintln(w, f)
 	for i := range s.Ports {
 		s.Ports[i].writeText(w)
 	}
+}
+
+// String gives "from 198.51.100.0/24,2001:db8::/64", "from nobody", or nothing for nil.
+func (r *SourceRanges) String() string {
+	switch {
+	case r == nil:
+		return ""
+	case len(r.Prefixes) == 0:
+		return "from nobody"
+	}
+	return "from " + join(r.Prefixes)
+}
+
+// String gives "affinity 3h0m0s", with "exactly" if it is Exact, or nothing for nil.
+func (a *Affinity) String() string {
+	switch {
+	case a == nil:
+		return ""
+	case a.Exact:
+		return "affinity exactly " + a.Timeout.String()
+	}
+	return "affinity " + a.Timeout.String()
+}
+
+// String gives "limits 20/s 100/client 10000", without those that are none, or nothing for nil.
+func (l *Limits) String() string {
+	if l == nil {
+		return ""
+	}
+	f := fields{"limits"}
+	for _, v := range []struct {
+		most uint32
+		unit string
+	}{{l.NewPerSecond, "/s"}, {l.PerClient, "/client"}, {l.Total, ""}} {
+		if v.most != 0 {
+			f = append(f, strconv.FormatUint(uint64(v.most), 10)+v.unit)
+		}
+	}
+	return f.String()
 }
 
 func (p *ServicePort) writeText(w io.Writer) {
@@ -89,10 +140,14 @@ func (p *ServicePort) writeText(w io.Writer) {
 }
 
 func (d Destination) text() string {
+	f := fields{d.Addr.String()}
 	if d.Reach == ReachNodes {
-		return d.Addr.String() + " of node " + d.Node
+		f.add("of node", d.Node)
 	}
-	return d.Addr.String()
+	if d.Weight != 0 {
+		f.add("weight", strconv.Itoa(int(d.Weight)))
+	}
+	return f.String()
 }
 
 func (e Endpoint) text() string {
@@ -100,7 +155,8 @@ func (e Endpoint) text() string {
 	for _, c := range []struct {
 		name string
 		on   bool
-	}{{"ready", e.Ready}, {"serving", e.Serving}, {"terminating", e.Terminating}} {
+	}{{"ready", e.Ready}, {"serving", e.Serving}, {"terminating", e.Terminating},
+		{"hinted", e.Hinted && !e.HintedHere}, {"hinted-here", e.HintedHere}} {
 		if c.on {
 			f = append(f, c.name)
 		}

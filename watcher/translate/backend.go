@@ -9,13 +9,16 @@ import (
 	"sallyport/watcher/objects"
 )
 
-// A backendService is a Service as routes see it.
+// A backendService is what a Service has become. It depends on the Service, its EndpointSlices, the nodes and the options
+// alone, and is not modified once it is made.
 type backendService struct {
 	model.Service
 	why       string // it can be sent no traffic; the Service is empty then
 	named     map[string]*model.ServicePort
-	endpoints int                       // of all ports
 	unreached map[listener]destinations // of the service ports that have endpoints, but none that this edge reaches
+	claims    []nodePortClaim
+	status    *model.Status // nil if there is nothing to say of it
+	problems  []model.Problem
 }
 
 // index is called when Ports is complete. Ingresses may name each of many ports.
@@ -49,7 +52,8 @@ func (b *backendService) portNumbered(n int32) *model.ServicePort {
 	if !isPort(n) {
 		return nil
 	}
-	return preferTCP(b.Port(uint16(n), model.TCP), b.Port(uint16(n), model.UDP))
+	port := uint16(n)
+	return preferTCP(preferTCP(b.Port(port, model.TCP), b.Port(port, model.UDP)), b.Port(port, model.SCTP))
 }
 
 // preferTCP returns the first of two service ports, either of which may be nil, unless only the other is TCP.
@@ -81,11 +85,11 @@ func (g *ingress) backend(b *networkingv1.IngressBackend, field string) []model.
 		g.complain(field+".name", model.ReasonUnsupported, "Service %q %s", b.Service.Name, svc.why)
 		return nil
 	}
-	port, ok := g.backendPort(&svc, b.Service.Port, field+".port")
+	port, ok := g.backendPort(svc, b.Service.Port, field+".port")
 	if !ok {
 		return nil
 	}
-	g.explainUnreachedBackend(&svc, port, field)
+	g.explainUnreachedBackend(svc, port, field)
 	return []model.Backend{{Service: svc.Ref, Port: port, Weight: 1}}
 }
 

@@ -1,112 +1,219 @@
 package translate
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"sallyport/watcher/model"
+)
+
+// A family is that of an address.
+type family int
+
+const (
+	ipv4 family = iota
+	ipv6
+	families
 )
 
 // destinations are where a service port's traffic goes, and why it may go nowhere.
 type destinations struct {
 	list       []model.Destination
 	noNodePort bool // node ports are needed, and there is none
-	onlyIPv6   bool // there are usable endpoints, none of them IPv4
+	onlyIPv6   bool // there are usable endpoints, all of them IPv6, which is not served
 }
 
 // destinations computes where this edge sends the connections of a service port: its usable endpoints, seen through
-// the reach. They are IPv4: the dataplanes do not serve IPv6 yet, and an endpoint in both families must not count
-// twice. local is externalTrafficPolicy Local.
-func (t *translator) destinations(p *model.ServicePort, local bool) destinations {
-	v4, others := usable(p.Endpoints)
-	d := destinations{onlyIPv6: others && len(v4) == 0}
-	if t.o.Reach == model.ReachNodes {
-		d.noNodePort = p.NodePort == 0
-		d.list = t.byNodes(v4, p.NodePort, local)
-	} else {
-		d.list, d.noNodePort = t.byEndpoint(v4, p.NodePort, local)
+// the reach. The families have nothing to do with each other, as on the nodes, where each has a kube-proxy of its own.
+func (s *service) destinations(p *model.ServicePort) destinations {
+	all := byFamily(p.Endpoints)
+	all[ipv4] = usable(all[ipv4])
+	if all[ipv6] = usable(all[ipv6]); !s.o.IPv6 {
+		return s.through(p, [families][]model.Endpoint{all[ipv4]}, len(all[ipv4]) == 0 && len(all[ipv6]) > 0)
 	}
+	return s.through(p, all, false)
+}
+
+// through sends to endpoints of each family by the reach.
+func (s *service) through(p *model.ServicePort, endpoints [families][]model.Endpoint, onlyIPv6 bool) destinations {
+	d := destinations{onlyIPv6: onlyIPv6}
+	if s.o.Reach == model.ReachNodes {
+		d.noNodePort = p.NodePort == 0
+		d.list = slices.Concat(s.byNodes(endpoints[ipv4], ipv4, p.NodePort), s.byNodes(endpoints[ipv6], ipv6, p.NodePort))
+		return d
+	}
+	v4, direct4 := s.byEndpoint(endpoints[ipv4], ipv4, p.NodePort)
+	v6, direct6 := s.byEndpoint(endpoints[ipv6], ipv6, p.NodePort)
+	d.list = append(v4, v6...)
+	d.noNodePort = p.NodePort == 0 && direct4+direct6 == 0 && len(d.list) > 0
 	return d
 }
 
-// usable are the IPv4 endpoints that take new connections, and whether there are others than IPv4: the ready ones, or,
-// where none is ready, those that still serve while they terminate (KEP-1669).
-func usable(all []model.Endpoint) (v4 []model.Endpoint, others bool) {
-	anyReady := slices.ContainsFunc(all, func(e model.Endpoint) bool { return e.Ready })
-	takes := func(e model.Endpoint) bool { return e.Ready || !anyReady && e.Serving && e.Terminating }
-	refused := func(e model.Endpoint) bool { return !takes(e) || !e.Addr.Addr().Is4() }
-	if !slices.ContainsFunc(all, refused) {
-		return all, false // as nearly always: no copy
+// byFamily splits endpoints, which are ordered by address.
+func byFamily(all []model.Endpoint) [families][]model.Endpoint {
+	first := slices.IndexFunc(all, func(e model.Endpoint) bool { return !e.Addr.Addr().Is4() })
+	if first < 0 {
+		return [families][]model.Endpoint{ipv4: all}
 	}
-	others = slices.ContainsFunc(all, func(e model.Endpoint) bool { return takes(e) && !e.Addr.Addr().Is4() })
-	return slices.DeleteFunc(slices.Clone(all), refused), others
+	return [families][]model.Endpoint{ipv4: all[:first:first], ipv6: all[first:]}
+}
+
+// usable are the endpoints that take new connections: the ready ones, or, where none is ready, those that still serve while
+// they terminate (KEP-1669).
+func usable(all []model.Endpoint) []model.Endpoint {
+	if ready := only(all, func(e *model.Endpoint) bool { return e.Ready }); len(ready) > 0 {
+		return ready
+	}
+	return only(all, func(e *model.Endpoint) bool { return e.Serving && e.Terminating })
+}
+
+// only are those that are good. If all are, as nearly always, it is no copy.
+func only[T any](all []T, good func(*T) bool) []T {
+	first := 0
+	for first < len(all) && good(&all[first]) {
+		first++
+	}
+	if first == len(all) {
+		return all
+	}
+	out := slices.Clone(all[:first])
+	for i := first + 1; i < len(all); i++ {
+		if good(&all[i]) {
+			out = append(out, all[i])
+		}
+	}
+	return out
+}
+
+// prefer are those that are good, or all if none is.
+func prefer[T any](all []T, good func(*T) bool) []T {
+	if some := only(all, good); len(some) > 0 {
+		return some
+	}
+	return all
+}
+
+// nearby are those of the usable endpoints that are hinted at for the edge's zone, if all have hints and any has this one, as
+// kube-proxy does it on nodes (KEP-2433). externalTrafficPolicy Local knows no hints.
+func (s *service) nearby(usable []model.Endpoint) []model.Endpoint {
+	noHint := func(e model.Endpoint) bool { return !e.Hinted }
+	if s.o.Zone == "" || s.result.Local || len(usable) == 0 || !usable[0].Ready || slices.ContainsFunc(usable, noHint) {
+		return usable
+	}
+	return prefer(usable, func(e *model.Endpoint) bool { return e.HintedHere })
 }
 
 // byNodes sends to the node port on nodes, whose kube-proxies know the endpoints. With externalTrafficPolicy Local
 // kube-proxy drops what reaches a node without endpoints, so those with some are sent to, and all of them.
-func (t *translator) byNodes(endpoints []model.Endpoint, nodePort uint16, local bool) []model.Destination {
-	if nodePort == 0 || len(endpoints) == 0 {
+func (s *service) byNodes(endpoints []model.Endpoint, f family, nodePort uint16) []model.Destination {
+	switch {
+	case nodePort == 0 || len(endpoints) == 0 || !s.has(f):
 		return nil
+	case !s.result.Local:
+		return throughNodes(s.entriesFor(nodePort, f), f, nodePort)
 	}
-	if !local {
-		return throughNodes(t.entriesFor(nodePort), nodePort)
+	var out []model.Destination
+	for i := range endpoints {
+		if n := s.node[endpoints[i].Node]; n.takes[f] {
+			out = append(out, n.destination(f, nodePort, 1))
+		}
 	}
-	with := make(map[string]bool, len(endpoints))
-	for _, e := range endpoints {
-		with[e.Node] = true
-	}
-	out := throughNodes(t.entries, nodePort)
-	out = slices.DeleteFunc(out, func(d model.Destination) bool { return !with[d.Node] })
-	slices.SortFunc(out, func(a, b model.Destination) int { return a.Addr.Compare(b.Addr) })
-	return out
+	return s.healthy(merge(out))
+}
+
+// apiFamily is how the Service API calls the families.
+var apiFamily = [families]corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+
+// has says whether nodes serve the Service in a family. Of a Service that has not been through an API server its endpoints tell.
+func (s *service) has(f family) bool {
+	return len(s.Spec.IPFamilies) == 0 || slices.Contains(s.Spec.IPFamilies, apiFamily[f])
 }
 
 // throughNodes sends to the node port on each of the nodes.
-func throughNodes(nodes []nodeEntry, nodePort uint16) []model.Destination {
+func throughNodes(nodes []nodeEntry, f family, nodePort uint16) []model.Destination {
 	out := make([]model.Destination, len(nodes))
-	for i, n := range nodes {
-		out[i] = n.destination(nodePort)
+	for i := range nodes {
+		out[i] = nodes[i].destination(f, nodePort, 0)
 	}
 	return out
 }
 
-func (n nodeEntry) destination(nodePort uint16) model.Destination {
-	return model.Destination{Addr: netip.AddrPortFrom(n.addr, nodePort), Reach: model.ReachNodes, Node: n.name}
+func (n *nodeEntry) destination(f family, nodePort, weight uint16) model.Destination {
+	return model.Destination{Addr: netip.AddrPortFrom(n.addr[f], nodePort), Reach: model.ReachNodes, Node: n.name, Weight: weight}
 }
 
-// byEndpoint sends to each endpoint directly where its node's pods are reached, and through the node port of its own
-// node where not. noNodePort says that no endpoint is reached directly and that there is no node port.
-func (t *translator) byEndpoint(endpoints []model.Endpoint, nodePort uint16, local bool) (out []model.Destination, noNodePort bool) {
+// merge orders destinations by address and makes one of those with the same, with their weights together. A weight of 1 is
+// left out.
+func merge(all []model.Destination) []model.Destination {
+	slices.SortFunc(all, func(a, b model.Destination) int { return a.Addr.Compare(b.Addr) })
+	out := all[:0]
+	for _, d := range all {
+		if n := len(out); n > 0 && out[n-1].Addr == d.Addr {
+			out[n-1].Weight += min(d.Weight, math.MaxUint16-out[n-1].Weight)
+		} else {
+			out = append(out, d)
+		}
+	}
+	for i := range out {
+		if out[i].Weight == 1 {
+			out[i].Weight = 0
+		}
+	}
+	return out
+}
+
+// byEndpoint sends to each endpoint directly where its node's pods are reached, and through the node port of its own node
+// where not. Endpoints on nodes that are to get no new traffic are for when there are no others. direct is how many are
+// reached directly.
+func (s *service) byEndpoint(endpoints []model.Endpoint, f family, nodePort uint16) (out []model.Destination, direct int) {
+	endpoints = prefer(s.nearby(endpoints), func(e *model.Endpoint) bool { return !s.node[e.Node].leaving })
 	out = make([]model.Destination, 0, len(endpoints))
-	direct := 0
-	for _, e := range endpoints {
-		if t.reachesPod(e) {
+	for i := range endpoints {
+		e := &endpoints[i]
+		if s.reachesPod(e) {
 			direct++
 		} else if nodePort != 0 {
-			out = append(out, t.throughNode(e.Node, nodePort, local)...)
+			out = append(out, s.throughNode(e.Node, f, nodePort)...)
 			continue
 		}
 		// Without a node port the endpoint's address is tried although the probe failed: it is the only way left.
-		out = append(out, model.Destination{Addr: e.Addr, Reach: model.ReachPods, Node: e.Node})
+		out = append(out, model.Destination{Addr: e.Addr, Reach: model.ReachPods, Node: e.Node, Weight: 1})
 	}
-	slices.SortFunc(out, func(a, b model.Destination) int { return a.Addr.Compare(b.Addr) })
-	return slices.Compact(out), nodePort == 0 && direct == 0 && len(endpoints) > 0
+	return s.healthy(merge(out)), direct
 }
 
 // reachesPod says whether the endpoint is sent to directly. One without a node is no pod of the cluster's networks, but
 // a machine that someone wrote into an EndpointSlice: no node stands before it.
-func (t *translator) reachesPod(e model.Endpoint) bool {
-	return t.o.Reach == model.ReachPods || e.Node == "" || t.node[e.Node].pods
+func (s *service) reachesPod(e *model.Endpoint) bool {
+	return s.o.Reach == model.ReachPods || e.Node == "" || s.node[e.Node].pods
 }
 
 // throughNode sends to the node port of one node, or, if that takes none, of others: their kube-proxies know the way,
 // except with externalTrafficPolicy Local.
-func (t *translator) throughNode(node string, nodePort uint16, local bool) []model.Destination {
-	if n := t.node[node]; n.entry {
-		return []model.Destination{n.destination(nodePort)}
-	}
-	if local {
+func (s *service) throughNode(node string, f family, nodePort uint16) []model.Destination {
+	if !s.has(f) {
 		return nil
 	}
-	return throughNodes(t.entriesFor(nodePort), nodePort)
+	if n := s.node[node]; n.takes[f] {
+		return []model.Destination{n.destination(f, nodePort, 1)}
+	}
+	if s.result.Local {
+		return nil
+	}
+	return throughNodes(s.entriesFor(nodePort, f), f, nodePort)
+}
+
+// healthy leaves out nodes that say that they have no endpoints of a Service with externalTrafficPolicy Local, unless all say
+// so: kube-proxy drops what reaches such a node, and may know before the API server does.
+func (s *service) healthy(all []model.Destination) []model.Destination {
+	port := s.result.HealthCheckNodePort
+	if port == 0 || s.o.NodeHealthy == nil {
+		return all
+	}
+	return prefer(all, func(d *model.Destination) bool {
+		return d.Reach == model.ReachPods || s.o.NodeHealthy(model.ObjectRef{Cluster: s.cluster, Kind: "Node", Name: d.Node}, port)
+	})
 }

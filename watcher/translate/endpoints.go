@@ -19,6 +19,7 @@ type endpointSlice struct {
 	named     map[string][]discoveryv1.EndpointPort // ports by name; nil if there are few
 	endpoints []model.Endpoint                      // without port; those with unusable addresses are left out
 	headless  bool
+	problems  []model.Problem
 }
 
 // portsNamed returns the ports that may have the name.
@@ -50,31 +51,44 @@ func (t *translator) indexSlices() {
 		}
 		_, headless := s.Labels[corev1.IsHeadlessService]
 		key := objects.Name{Namespace: s.Namespace, Name: service}
-		t.slices[key] = append(t.slices[key], endpointSlice{s.Ports, byName(s.Ports), t.sliceEndpoints(s), headless})
+		slice := &endpointSlice{ports: s.Ports, named: byName(s.Ports), headless: headless}
+		t.readEndpoints(s, slice)
+		t.slices[key] = append(t.slices[key], slice)
+		t.out.Problems = append(t.out.Problems, slice.problems...)
 	}
 }
 
-// sliceEndpoints reads the endpoints of a slice. Of the addresses of one endpoint only the first counts, as
+// readEndpoints reads the endpoints of a slice. Of the addresses of one endpoint only the first counts, as
 // discovery/v1 Endpoint.addresses says.
-func (t *translator) sliceEndpoints(s *discoveryv1.EndpointSlice) []model.Endpoint {
-	out := make([]model.Endpoint, 0, len(s.Endpoints))
+func (n *network) readEndpoints(s *discoveryv1.EndpointSlice, into *endpointSlice) {
+	into.endpoints = make([]model.Endpoint, 0, len(s.Endpoints))
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
 		if len(e.Addresses) == 0 {
 			continue
 		}
-		addr, why := t.destinationAddr(e.Addresses[0])
+		addr, why := n.destinationAddr(e.Addresses[0])
 		if why == "" && addr.Is4() != (s.AddressType == discoveryv1.AddressTypeIPv4) {
 			why = "is not of addressType " + string(s.AddressType)
 		}
 		if why != "" {
-			t.problem(t.ref("EndpointSlice", s), indexed("endpoints", i, ".addresses[0]"), model.ReasonInvalidField,
-				"%q %s: the endpoint gets no traffic", e.Addresses[0], why)
+			into.problems = append(into.problems, problemOf(n.ref("EndpointSlice", s), indexed("endpoints", i, ".addresses[0]"),
+				model.ReasonInvalidField, "%q %s: the endpoint gets no traffic", e.Addresses[0], why))
 			continue
 		}
-		out = append(out, modelEndpoint(e, addr))
+		m := modelEndpoint(e, addr)
+		m.Hinted, m.HintedHere = n.hints(e.Hints)
+		into.endpoints = append(into.endpoints, m)
 	}
-	return out
+}
+
+// hints says whether zones are hinted at, and whether that of the edge is among them. Without a zone nothing is.
+func (n *network) hints(h *discoveryv1.EndpointHints) (any, here bool) {
+	if n.o.Zone == "" || h == nil {
+		return false, false
+	}
+	here = slices.ContainsFunc(h.ForZones, func(z discoveryv1.ForZone) bool { return z.Name == n.o.Zone })
+	return len(h.ForZones) > 0, here
 }
 
 // modelEndpoint resolves absent conditions as discovery/v1 EndpointConditions says.
@@ -109,10 +123,9 @@ func shown(name string) string {
 // endpoints collects the endpoints of one service port from the slices of its Service: a slice's port belongs to the
 // service port of the same name and protocol. An address that stands in several slices, as happens while the
 // controller moves it, is taken once, in its best condition.
-func endpoints(of []endpointSlice, headless bool, port string, protocol model.Protocol) []model.Endpoint {
+func endpoints(of []*endpointSlice, headless bool, port string, protocol model.Protocol) []model.Endpoint {
 	var all []model.Endpoint
-	for i := range of {
-		s := &of[i]
+	for _, s := range of {
 		if s.headless && !headless {
 			continue // left from when the Service was headless
 		}
@@ -136,7 +149,8 @@ func endpoints(of []endpointSlice, headless bool, port string, protocol model.Pr
 func compareEndpoints(a, b model.Endpoint) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), better(a.Ready, b.Ready), better(a.Serving, b.Serving),
 		better(b.Terminating, a.Terminating),
-		cmp.Compare(a.Node, b.Node), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Zone, b.Zone))
+		cmp.Compare(a.Node, b.Node), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Zone, b.Zone),
+		better(a.HintedHere, b.HintedHere), better(a.Hinted, b.Hinted))
 }
 
 // better orders true before false.
@@ -154,18 +168,16 @@ func better(a, b bool) int {
 // destinationAddr reads an address that traffic would be sent to. why says what is wrong with it, or is empty.
 // The API server refuses the same addresses (ValidateEndpointIP), but manifests and other API servers are not it, and
 // the edge must not be made to connect to itself or its neighbours on the link by who can write an EndpointSlice.
-func (t *translator) destinationAddr(s string) (addr netip.Addr, why string) {
-	addr, err := netip.ParseAddr(s)
-	if err != nil {
-		return netip.Addr{}, "is not an IP address"
-	}
-	addr = addr.Unmap() // ::ffff:127.0.0.1 is 127.0.0.1
+func (n *network) destinationAddr(s string) (addr netip.Addr, why string) {
+	addr, ok := parseAddr(s)
 	switch {
 	case addr.Zone() != "":
 		return addr, "has a zone"
+	case !ok:
+		return addr, "is not an IP address"
 	case addr.IsUnspecified() || addr.Is4() && addr.As4()[0] == 0:
 		return addr, "is the unspecified address"
-	case addr.IsLoopback() && !t.o.AllowLoopbackEndpoints:
+	case addr.IsLoopback() && !n.o.AllowLoopbackEndpoints:
 		return addr, "is a loopback address"
 	case addr.IsLinkLocalUnicast():
 		return addr, "is a link-local address"
@@ -173,7 +185,7 @@ func (t *translator) destinationAddr(s string) (addr netip.Addr, why string) {
 		return addr, "is a multicast address"
 	case addr.Is4() && addr.As4()[0] >= 240:
 		return addr, "is a reserved or broadcast address"
-	case slices.Contains(t.o.OwnAddresses, addr):
+	case slices.Contains(n.o.OwnAddresses, addr):
 		return addr, "is an address of this edge"
 	}
 	return addr, ""

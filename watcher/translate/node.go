@@ -15,11 +15,12 @@ import (
 
 // A nodeEntry is what the destinations need to know of a node.
 type nodeEntry struct {
-	name  string
-	addr  netip.Addr // InternalIP, IPv4; invalid if there is none
-	entry bool       // takes node port traffic
-	pods  bool       // its pods are reached directly
-	place uint32     // where the node stands on the ring of entries
+	name    string
+	addr    [families]netip.Addr // InternalIPs; invalid if there is none
+	takes   [families]bool       // node port traffic
+	pods    bool                 // its pods are reached directly
+	leaving bool                 // it is to get no new traffic, see isLeaving
+	place   uint32               // where the node stands on the ring of entries
 }
 
 // maxEntries is how many nodes a service port's traffic is spread over when it goes through node ports. The nodes'
@@ -34,33 +35,52 @@ func (t *translator) nodes() {
 		}
 		m := t.modelNode(n)
 		t.out.Nodes = append(t.out.Nodes, m)
-		e := nodeEntry{name: n.Name, pods: m.Reach == model.ReachPods, place: place(n.Name)}
-		e.addr, e.entry = m.InternalIP(netip.IPv4Unspecified())
-		e.entry = e.entry && m.Ready && !leftOut(n)
+		e := entryOf(n, &m)
 		t.node[n.Name] = e
-		if e.entry {
-			t.entries = append(t.entries, e)
+		for f := range e.takes {
+			if e.takes[f] {
+				t.entries[f] = append(t.entries[f], e)
+			}
 		}
 	}
-	slices.SortStableFunc(t.entries, func(a, b nodeEntry) int { return a.addr.Compare(b.addr) })
-	t.entries = slices.CompactFunc(t.entries, func(a, b nodeEntry) bool { return a.addr == b.addr })
-	if len(t.entries) > maxEntries {
-		slices.SortStableFunc(t.entries, func(a, b nodeEntry) int { return cmp.Compare(a.place, b.place) })
+	for f := range t.entries {
+		t.entries[f] = ring(t.entries[f], family(f))
 	}
+}
+
+func entryOf(n *corev1.Node, m *model.Node) nodeEntry {
+	e := nodeEntry{name: n.Name, pods: m.Reach == model.ReachPods, leaving: isLeaving(n), place: place(n.Name)}
+	for f, like := range [families]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		var has bool
+		e.addr[f], has = m.InternalIP(like)
+		e.takes[f] = has && m.Ready && !e.leaving
+	}
+	return e
+}
+
+// ring orders entries by address, and many of them by place. Of those with the same address one stays.
+func ring(entries []nodeEntry, f family) []nodeEntry {
+	slices.SortStableFunc(entries, func(a, b nodeEntry) int { return a.addr[f].Compare(b.addr[f]) })
+	entries = slices.CompactFunc(entries, func(a, b nodeEntry) bool { return a.addr[f] == b.addr[f] })
+	if len(entries) > maxEntries {
+		slices.SortStableFunc(entries, func(a, b nodeEntry) int { return cmp.Compare(a.place, b.place) })
+	}
+	return entries
 }
 
 // entriesFor are the nodes that take the traffic of one node port: all, or, of many, those that follow the port's
 // place on the ring, so that a node that comes or goes changes the entries of few ports. They are ordered by address.
-func (t *translator) entriesFor(nodePort uint16) []nodeEntry {
-	if len(t.entries) <= maxEntries {
-		return t.entries
+func (n *network) entriesFor(nodePort uint16, f family) []nodeEntry {
+	all := n.entries[f]
+	if len(all) <= maxEntries {
+		return all
 	}
-	first, _ := slices.BinarySearchFunc(t.entries, place(strconv.Itoa(int(nodePort))), func(e nodeEntry, p uint32) int { return cmp.Compare(e.place, p) })
+	first, _ := slices.BinarySearchFunc(all, place(strconv.Itoa(int(nodePort))), func(e nodeEntry, p uint32) int { return cmp.Compare(e.place, p) })
 	out := make([]nodeEntry, maxEntries)
 	for i := range out {
-		out[i] = t.entries[(first+i)%len(t.entries)]
+		out[i] = all[(first+i)%len(all)]
 	}
-	slices.SortFunc(out, func(a, b nodeEntry) int { return a.addr.Compare(b.addr) })
+	slices.SortFunc(out, func(a, b nodeEntry) int { return a.addr[f].Compare(b.addr[f]) })
 	return out
 }
 
@@ -125,9 +145,13 @@ func isReady(n *corev1.Node) bool {
 	})
 }
 
-// leftOut says whether a node takes no node port traffic although it may be Ready: its deletion has begun, or its
-// owner asks for it (core/v1 LabelNodeExcludeBalancers).
-func leftOut(n *corev1.Node) bool {
+// taintToBeDeleted is what the cluster autoscaler puts on a node before it removes it.
+const taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
+
+// isLeaving says whether a node is to get no new traffic although it may be Ready: its deletion has begun or is announced, or
+// its owner asks for it (core/v1 LabelNodeExcludeBalancers). Cloud providers' load balancers look at the same.
+func isLeaving(n *corev1.Node) bool {
 	value, labelled := n.Labels[corev1.LabelNodeExcludeBalancers]
-	return n.DeletionTimestamp != nil || labelled && value != "false"
+	return n.DeletionTimestamp != nil || labelled && value != "false" ||
+		slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taintToBeDeleted })
 }

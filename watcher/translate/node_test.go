@@ -31,7 +31,8 @@ func entryNodes(numbers []int) map[uint16][]string {
 	out := map[uint16][]string{}
 	endpoint := []model.Endpoint{{Addr: netip.MustParseAddrPort("10.1.0.1:80"), Ready: true}}
 	for port := uint16(30000); port < 30000+ports; port++ {
-		for _, d := range t.byNodes(endpoint, port, false) {
+		s := service{network: &t.network, Service: new(corev1.Service), result: new(backendService)}
+		for _, d := range s.byNodes(endpoint, ipv4, port) {
 			out[port] = append(out[port], d.Node)
 		}
 	}

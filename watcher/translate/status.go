@@ -1,29 +1,27 @@
 package translate
 
 import (
-	"net/netip"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sallyport/watcher/model"
 )
 
-// serviceStatus records the status of a Service that is ours, or bears our mark from when it was. A status without our
+// statusOf is the status of a Service that is ours, or bears our mark from when it was. A status without our
 // mark, on a Service that names no class, may be another controller's: it counts as not served until lb, which has the
 // pools, knows better.
-func (t *translator) serviceStatus(s *corev1.Service) {
-	ours := isOurs(s) && notServed(s) == ""
-	st := model.Status{Ref: t.ref("Service", s), Marked: isMarked(s.Status.Conditions)}
+func (s *service) statusOf() *model.Status {
+	ours := isOurs(s.Service) && notServed(s.Service) == ""
+	st := model.Status{Ref: s.result.Ref, Marked: isMarked(s.Status.Conditions)}
 	if !ours && !st.Marked {
-		return
+		return nil
 	}
 	for _, i := range s.Status.LoadBalancer.Ingress {
 		st.Addresses = appendAddress(st.Addresses, i.IP, i.Hostname, string(value(i.IPMode, "")))
 	}
 	st.Served = ours && (st.Marked || len(st.Addresses) == 0 || s.Spec.LoadBalancerClass != nil)
-	t.out.Statuses = append(t.out.Statuses, st)
+	return &st
 }
 
 func isMarked(conditions []metav1.Condition) bool {
@@ -43,11 +41,11 @@ func (g *ingress) status(ours bool) {
 
 // appendAddress adds an entry of status.loadBalancer.ingress, unless it says nothing that can be read.
 func appendAddress(list []model.StatusAddress, ip, hostname, mode string) []model.StatusAddress {
-	addr, err := netip.ParseAddr(ip)
-	if err != nil && hostname == "" {
+	addr, ok := parseAddr(ip)
+	if !ok && hostname == "" {
 		return list
 	}
-	return append(list, model.StatusAddress{IP: addr.Unmap(), Hostname: hostname, IPMode: mode})
+	return append(list, model.StatusAddress{IP: addr, Hostname: hostname, IPMode: mode})
 }
 
 // resolveStatuses orders the statuses. Of the Ingresses that are ours those that no route is by are not served.

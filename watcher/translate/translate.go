@@ -33,8 +33,25 @@ type Options struct {
 	OwnAddresses []netip.Addr
 	// ListenPorts are those that the edge itself listens on; a NodePort equal to one is not served.
 	ListenPorts []ListenPort
-	// OnlyIPv4VIPs says that the dataplane serves no VIPs of IPv6: a Service that asks for one is told.
-	OnlyIPv4VIPs bool
+	// IPv6 says that the dataplane serves IPv6, beside IPv4: VIPs, NodePorts, and destinations of that family.
+	IPv6 bool
+	// SCTP says that the dataplane serves SCTP.
+	SCTP bool
+	// ProxyProtocol says that the dataplane can speak the PROXY protocol to endpoints.
+	ProxyProtocol bool
+	// KeepsSource says that endpoints see the addresses of clients, as externalTrafficPolicy Local asks for.
+	KeepsSource bool
+	// ExternalIPs are the networks within which spec.externalIPs are served. Empty means none: whoever may edit a Service
+	// could take any address (CVE-2020-8554).
+	ExternalIPs []netip.Prefix
+	// ClusterIPs says that spec.clusterIPs are served to who routes them to the edge.
+	ClusterIPs bool
+	// Zone is that of the edge, which topology hints are followed for (discovery/v1 EndpointHints.forZones). Empty means that
+	// they are not.
+	Zone string
+	// NodeHealthy says whether a node has endpoints of the Service with that healthCheckNodePort, as the node itself tells
+	// (KEP-3836). nil means that all have.
+	NodeHealthy func(node model.ObjectRef, healthCheckNodePort uint16) bool
 	// TLS says that https is served.
 	TLS bool
 	// DefaultCertificate names the Secret whose certificate is presented where no other is; empty means none.
@@ -83,19 +100,29 @@ func Translate(in objects.Objects, o Options) *model.Snapshot {
 	return out
 }
 
+// A network is what a Service is translated by, beside its own objects.
+type network struct {
+	cluster string
+	o       Options
+	node    map[string]nodeEntry
+	entries [families][]nodeEntry // the nodes that take node port traffic, ordered by address, without repeats
+}
+
+// ref is the identity of an object of this cluster.
+func (n *network) ref(kind string, o metav1.Object) model.ObjectRef {
+	return model.ObjectRef{Cluster: n.cluster, Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}
+}
+
 // A translator translates the objects of one cluster into out, which all clusters share.
 type translator struct {
+	network
 	in        objects.Cluster
-	o         Options
 	out       *model.Snapshot
-	slices    map[objects.Name][]endpointSlice
-	backends  map[objects.Name]backendService // the Services that a route can name, and those that it cannot, with the reason
-	node      map[string]nodeEntry
-	entries   []nodeEntry                     // the nodes that take node port traffic, ordered by address, without repeats
-	secrets   map[objects.Name]*corev1.Secret // if TLS is served
-	noSecrets map[objects.Name]bool           // see deniedSecrets
+	slices    map[objects.Name][]*endpointSlice
+	backends  map[objects.Name]*backendService // the Services that a route can name, and those that it cannot, with the reason
+	secrets   map[objects.Name]*corev1.Secret  // if TLS is served
+	noSecrets map[objects.Name]bool            // see deniedSecrets
 	pairs     *keyPairs
-	ports     map[listener]bool // of the Service that is being translated
 
 	claims     []nodePortClaim
 	routes     []candidate
@@ -107,26 +134,24 @@ func newTranslator(c objects.Cluster, o Options, pairs *keyPairs, out *model.Sna
 		o.Reach = model.ReachAuto
 	}
 	return &translator{
-		in: c, o: o, out: out, pairs: pairs,
-		slices:    make(map[objects.Name][]endpointSlice, len(c.Services)),
-		backends:  make(map[objects.Name]backendService, len(c.Services)),
+		network: network{cluster: c.Name, o: o, node: make(map[string]nodeEntry, len(c.Nodes))},
+		in:      c, out: out, pairs: pairs,
+		slices:    make(map[objects.Name][]*endpointSlice, len(c.Services)),
+		backends:  make(map[objects.Name]*backendService, len(c.Services)),
 		secrets:   indexSecrets(c, o),
 		noSecrets: deniedSecrets(c),
 		claims:    make([]nodePortClaim, 0, len(c.Services)),
-		node:      make(map[string]nodeEntry, len(c.Nodes)),
 		routes:    make([]candidate, 0, len(c.Ingresses)),
-		ports:     map[listener]bool{},
 	}
-}
-
-// ref is the identity of an object of this cluster.
-func (t *translator) ref(kind string, o metav1.Object) model.ObjectRef {
-	return model.ObjectRef{Cluster: t.in.Name, Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
 // problem records what could not be honoured.
 func (t *translator) problem(o model.ObjectRef, field string, r model.Reason, format string, args ...any) {
-	t.out.Problems = append(t.out.Problems, model.Problem{Object: o, Field: field, Reason: r, Message: fmt.Sprintf(format, args...)})
+	t.out.Problems = append(t.out.Problems, problemOf(o, field, r, format, args...))
+}
+
+func problemOf(o model.ObjectRef, field string, r model.Reason, format string, args ...any) model.Problem {
+	return model.Problem{Object: o, Field: field, Reason: r, Message: fmt.Sprintf(format, args...)}
 }
 
 // created is the object's creationTimestamp, in UTC so that equal times compare equal with ==.

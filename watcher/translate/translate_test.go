@@ -27,7 +27,14 @@ type scenarioOptions struct {
 	AllowLoopbackEndpoints bool
 	OwnAddresses           []netip.Addr
 	ListenPorts            []ListenPort
-	OnlyIPv4VIPs           bool
+	IPv6                   bool
+	SCTP                   bool
+	ProxyProtocol          bool
+	KeepsSource            bool
+	ExternalIPs            []netip.Prefix
+	ClusterIPs             bool
+	Zone                   string
+	Unhealthy              []string // names of nodes
 	TLS                    bool
 	DefaultCertificate     objects.Name
 	RedirectHTTPS          bool
@@ -47,9 +54,13 @@ func (s scenarioSource) tell(c *objects.Cluster) {
 
 func (s scenarioOptions) options() Options {
 	o := Options{Reach: s.Reach, AllowLoopbackEndpoints: s.AllowLoopbackEndpoints, OwnAddresses: s.OwnAddresses, ListenPorts: s.ListenPorts,
-		OnlyIPv4VIPs: s.OnlyIPv4VIPs, TLS: s.TLS, DefaultCertificate: s.DefaultCertificate, RedirectHTTPS: s.RedirectHTTPS}
+		IPv6: s.IPv6, SCTP: s.SCTP, ProxyProtocol: s.ProxyProtocol, KeepsSource: s.KeepsSource, ExternalIPs: s.ExternalIPs,
+		ClusterIPs: s.ClusterIPs, Zone: s.Zone, TLS: s.TLS, DefaultCertificate: s.DefaultCertificate, RedirectHTTPS: s.RedirectHTTPS}
 	if s.PodsReachable != nil {
 		o.PodsReachable = func(n model.ObjectRef) bool { return slices.Contains(s.PodsReachable, n.Name) }
+	}
+	if s.Unhealthy != nil {
+		o.NodeHealthy = func(n model.ObjectRef, _ uint16) bool { return !slices.Contains(s.Unhealthy, n.Name) }
 	}
 	return o
 }

@@ -61,7 +61,7 @@ func (s scenarioOptions) build(t testing.TB, in objects.Objects) (*model.Snapsho
 		}
 		o.Pools = append(o.Pools, lb.Pool{Name: "front", Ranges: []lb.Range{r}})
 	}
-	snapshot := translate.Translate(in, translate.Options{Reach: s.Reach, TLS: !s.NoTLS, RedirectHTTPS: true, DefaultCertificate: s.DefaultCertificate,
+	snapshot := translate.Translate(in, translate.Options{Reach: s.Reach, IPv6: o.Dataplane == userspace, TLS: !s.NoTLS, RedirectHTTPS: true, DefaultCertificate: s.DefaultCertificate,
 		PodsReachable: func(n model.ObjectRef) bool { return strings.Contains(strings.Join(s.PodsReachable, " "), n.Name) },
 		ListenPorts:   []translate.ListenPort{{Protocol: model.TCP, Port: adminPort, What: "edge.admin.address"}}})
 	lb.Assign(snapshot, o.Pools)
