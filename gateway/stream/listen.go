@@ -1,14 +1,18 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"sallyport/watcher/model"
 )
@@ -59,16 +63,31 @@ type listener interface {
 	close()
 }
 
-// listen opens a. The caller runs serve.
-func (p *Proxy) listen(ctx context.Context, a address, t *target) (listener, error) {
-	switch a.protocol {
-	case model.TCP:
-		return p.listenTCP(ctx, a, t)
-	case model.UDP:
-		return p.listenUDP(ctx, a, t)
-	default:
-		return nil, fmt.Errorf("listen %v: protocol %s is not served in userspace", a, a.protocol)
+// listen opens what w wants. The caller runs serve.
+func (p *Proxy) listen(ctx context.Context, w want) (listener, error) {
+	if w.protocol == model.UDP {
+		return p.listenUDP(ctx, w)
 	}
+	return p.listenTCP(ctx, w)
+}
+
+// control is a net.ListenConfig.Control. It lets a socket be bound to an address that is none of this machine: that takes no
+// privilege (IP_FREEBIND, ip(7)), unlike the route that leads its packets here.
+func (e entry) control(network, _ string, raw syscall.RawConn) error {
+	if !e.foreign {
+		return nil
+	}
+	if strings.HasSuffix(network, "6") {
+		return setOption(raw, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND)
+	}
+	return setOption(raw, unix.IPPROTO_IP, unix.IP_FREEBIND)
+}
+
+// setOption turns a socket option on.
+func setOption(raw syscall.RawConn, level, option int) error {
+	var err error
+	controlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) })
+	return cmp.Or(controlErr, err)
 }
 
 // takeAll calls take, which waits for one client of a listener and hands it on, until the listener is closed. Other

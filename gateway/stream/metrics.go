@@ -18,6 +18,7 @@ type metrics struct {
 	sessions      prometheus.Gauge
 	sessionsTotal prometheus.Counter
 	udpIn, udpOut prometheus.Counter
+	denied        *prometheus.CounterVec
 	// Datagrams dropped because MaxUDPSessions clients are remembered, because no socket to any destination could be
 	// made, or because the destination, or the client for a reply, could not be sent to.
 	dropTableFull, dropUnreachable, dropSend prometheus.Counter
@@ -57,8 +58,16 @@ func newMetrics(r prometheus.Registerer) metrics {
 		udpIn:  bytes.WithLabelValues("UDP", "in"),
 		udpOut: bytes.WithLabelValues("UDP", "out"),
 
+		denied: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sallyport_stream_denied_total",
+			Help: "TCP connections reset and UDP datagrams dropped because of their Service's source ranges or limits, by reason.",
+		}, []string{"reason"}),
+
 		dropTableFull:   dropped.WithLabelValues("table_full"),
 		dropUnreachable: dropped.WithLabelValues("unreachable"),
 		dropSend:        dropped.WithLabelValues("send"),
 	}
 }
+
+// deny counts a client that is not served.
+func (m *metrics) deny(why denial) { m.denied.WithLabelValues(string(why)).Inc() }

@@ -24,20 +24,12 @@ const (
 	pktinfo6Index   = 16 // ipi6_ifindex
 )
 
-// enablePacketInfo is a net.ListenConfig.Control that asks for the control messages.
-func enablePacketInfo(network, _ string, raw syscall.RawConn) error {
-	var err error
-	controlErr := raw.Control(func(fd uintptr) {
-		if network == "udp4" {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		} else {
-			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
-		}
-	})
-	if controlErr != nil {
-		return controlErr
+// enablePacketInfo asks for the control messages.
+func enablePacketInfo(network string, raw syscall.RawConn) error {
+	if network == "udp4" {
+		return setOption(raw, unix.IPPROTO_IP, unix.IP_PKTINFO)
 	}
-	return err
+	return setOption(raw, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO)
 }
 
 // packetInfo returns the structure in a control message: one of the two sizes, or nil if it is neither.

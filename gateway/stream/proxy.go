@@ -1,9 +1,19 @@
 // Package stream forwards service ports without the kernel's help: TCP connections and UDP datagrams are taken by
 // ordinary sockets and passed on to a destination. It needs no privileges beyond those for the ports themselves.
 //
-// What a client sees is what the kernel dataplane of package rules shows it: a service port without destinations
+// What a client sees is what the kernel dataplanes of package rules show it: a service port without destinations
 // refuses at once, established connections outlive their Service and their endpoint, and a UDP client keeps its
-// endpoint for as long as that exists. Client addresses are not kept, as with SNAT.
+// endpoint for as long as that exists. Where a proxy differs:
+//
+//   - Endpoints see an address of this machine, as with SNAT; TCP endpoints can be told the client's by the PROXY protocol.
+//   - Clients that their Service does not let in, or that exceed its limits, are dropped with UDP. With TCP the kernel has
+//     answered them before a program learns of them, so they are reset at once instead.
+//   - Destinations take turns by weight, which spreads connections more evenly than the kernel's hash of source address and
+//     port: a flow that moves to another edge is lost to a proxy in any case. Only session affinity is by hash.
+//   - A connection that its destination refuses goes to another one. So does a client whose family no destination has.
+//   - Cluster IPs are listened on, but whoever runs the machine has to lead their packets here, once and with privileges:
+//     ip route add local 10.96.0.0/12 dev lo
+//   - SCTP is not served.
 package stream
 
 import (
@@ -14,7 +24,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +35,14 @@ import (
 type Options struct {
 	// NodePortAddresses are the local addresses that NodePorts answer on. Default: all, of both families.
 	NodePortAddresses []netip.Addr
+	// SourceRangesOnNodePorts has a Service's source ranges hold for its NodePorts, too.
+	SourceRangesOnNodePorts bool
+	// HashSeed is what session affinity is hashed with. Edges with equal seeds send a client to the same endpoint, and so does
+	// one edge after a restart.
+	HashSeed uint32
+	// MaxClients bounds the clients that are remembered at one time, over all Services, for their limits, and once more for
+	// exact affinity. Default: 65536, some 10 MB for each of the two.
+	MaxClients int
 	// DialTimeout bounds the search for a destination that takes a TCP connection, all tries together. Default: 5 s.
 	DialTimeout time.Duration
 	// TCPIdleTimeout is how long a connection may carry no data in either direction before it is reset. Dead peers
@@ -41,7 +58,7 @@ type Options struct {
 	Endpoints *balance.Registry
 	// Log receives what no error tells. Default: nothing is logged.
 	Log *slog.Logger
-	// Metrics is where the sallyport_stream_* metrics are registered. Default: nowhere.
+	// Metrics is where the sallyport_stream_* and sallyport_l4_* metrics are registered. Default: nowhere.
 	Metrics prometheus.Registerer
 }
 
@@ -54,6 +71,7 @@ func (o Options) withDefaults() Options {
 	o.TCPIdleTimeout = cmp.Or(o.TCPIdleTimeout, time.Hour)
 	o.UDPIdleTimeout = cmp.Or(o.UDPIdleTimeout, time.Minute)
 	o.MaxUDPSessions = cmp.Or(o.MaxUDPSessions, 16384)
+	o.MaxClients = cmp.Or(o.MaxClients, 65536)
 	if o.Endpoints == nil {
 		o.Endpoints = new(balance.Registry)
 	}
@@ -86,8 +104,10 @@ type Proxy struct {
 	relaying  sync.WaitGroup // one for each TCP connection, from accept to close
 	relaysMu  sync.Mutex
 	relays    map[*relay]struct{}
-	udpInUse  atomic.Int64 // UDP sessions of all listeners, against MaxUDPSessions
-	datagrams sync.Pool    // of *[]byte, each maxDatagram long: lent to a session while it has a datagram in hand
+	datagrams sync.Pool // of *[]byte, each maxDatagram long: lent to a session while it has a datagram in hand
+
+	states      *states
+	udpSessions budget
 }
 
 // New returns a proxy that listens nowhere yet. Close or Shutdown ends the goroutines that it starts.
@@ -100,6 +120,12 @@ func New(o Options) *Proxy {
 		listeners: make(map[address]bound),
 		relays:    make(map[*relay]struct{}),
 		stopping:  make(chan struct{}),
+
+		udpSessions: budget{most: int64(o.MaxUDPSessions)},
+	}
+	p.states = newStates(p.uptime, o.MaxClients)
+	if o.Metrics != nil {
+		o.Metrics.MustRegister(newTrafficCollector(p))
 	}
 	p.datagrams.New = func() any { b := make([]byte, maxDatagram); return &b }
 	p.ctx, p.cut = context.WithCancel(context.Background())
@@ -178,6 +204,7 @@ func (p *Proxy) sweep(now time.Duration) {
 		}
 	}
 	p.mu.Unlock()
+	p.states.sweep(now)
 	if p.opt.TCPIdleTimeout > 0 {
 		p.resetIdleRelays(now)
 	}

@@ -1,19 +1,43 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"sallyport/watcher/model"
 )
 
-// A want is a listener that a snapshot asks for.
+// A want is a listener that a snapshot asks for, and what it is to do.
 type want struct {
-	address      address
-	service      model.ObjectRef
-	destinations []model.Destination
+	entry
+	service       model.ObjectRef
+	state         *portState
+	destinations  []model.Destination
+	affinity      *model.Affinity
+	proxyProtocol uint8
+}
+
+// An entry is one address that a service port is reached at.
+type entry struct {
+	address
+	ranges  *model.SourceRanges // who may connect there; nil is everyone
+	foreign bool                // not an address of this machine
+}
+
+// sameAs says whether a listener of o does what w wants.
+func (w want) sameAs(o want) bool {
+	return w.service == o.service && w.state == o.state && w.proxyProtocol == o.proxyProtocol &&
+		slices.Equal(w.destinations, o.destinations) && same(w.affinity, o.affinity) && sameRanges(w.ranges, o.ranges)
+}
+
+func same[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }
+
+func sameRanges(a, b *model.SourceRanges) bool {
+	return a == b || a != nil && b != nil && slices.Equal(a.Prefixes, b.Prefixes)
 }
 
 // A bound is a want that was met.
@@ -23,8 +47,8 @@ type bound struct {
 }
 
 // Reconcile opens and closes listeners to match the snapshot: NodePorts on Options.NodePortAddresses, service ports
-// on their VIPs where those are addresses of this machine. A service port without destinations is not listened on, so
-// that the kernel refuses its clients.
+// on their VIPs and external IPs where those are addresses of this machine, and on their cluster IPs. A service port without
+// destinations is not listened on, so that the kernel refuses its clients.
 //
 // Every port that cannot be listened on is in the error, with its Service and what to do; the others are served, and
 // the next Reconcile tries again. TCP connections go on whatever the snapshot says. UDP sessions end when their
@@ -48,40 +72,69 @@ func (p *Proxy) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	return model.Partial(errors.Join(errs...))
 }
 
-// wants lists the listeners that s asks for, each address once, and an error for each one asked for again.
+// wants lists the listeners that s asks for, each address once, and an error for each one that a second Service asks for. The
+// older one has it, also while it has no destinations.
 func (p *Proxy) wants(s *model.Snapshot) (wants []want, errs []error) {
 	owner := make(map[address]model.ObjectRef)
-	for i := range s.Services {
-		svc := &s.Services[i]
+	p.states.begin()
+	for _, svc := range byAge(s.Services) {
 		for k := range svc.Ports {
 			port := &svc.Ports[k]
-			if len(port.Destinations) == 0 {
+			entries := p.entries(svc, port)
+			if len(entries) == 0 {
 				continue
 			}
-			for _, a := range p.addresses(svc, port) {
-				if first, taken := owner[a]; taken {
-					errs = append(errs, fmt.Errorf("stream: %v: %v is taken by %v; give one of them another port", svc.Ref, a, first))
-					continue
+			state := p.states.port(svc, port)
+			for _, e := range entries {
+				first, taken := owner[e.address]
+				switch {
+				case !taken:
+					owner[e.address] = svc.Ref
+				case first != svc.Ref:
+					errs = append(errs, fmt.Errorf("stream: %v: %v is taken by %v; give one of them another port", svc.Ref, e.address, first))
 				}
-				owner[a] = svc.Ref
-				wants = append(wants, want{a, svc.Ref, port.Destinations})
+				if !taken && len(port.Destinations) > 0 {
+					wants = append(wants, want{e, svc.Ref, state, port.Destinations, svc.Affinity, svc.ProxyProtocol})
+				}
 			}
 		}
 	}
 	return wants, errs
 }
 
-// addresses lists where a service port is to be listened on.
-func (p *Proxy) addresses(svc *model.Service, port *model.ServicePort) []address {
-	var out []address
-	if port.NodePort != 0 {
-		for _, ip := range p.opt.NodePortAddresses {
-			out = append(out, address{port.Protocol, ip, port.NodePort})
+// byAge returns the Services in the order in which they may claim addresses.
+func byAge(services []model.Service) []*model.Service {
+	out := make([]*model.Service, len(services))
+	for i := range services {
+		out[i] = &services[i]
+	}
+	slices.SortFunc(out, func(a, b *model.Service) int {
+		return cmp.Or(a.Created.Compare(b.Created), a.Ref.Compare(b.Ref))
+	})
+	return out
+}
+
+// entries lists where a service port is to be listened on, nowhere if its protocol is not served. An address that is a VIP
+// and something else is a VIP, to which more restrictions apply.
+func (p *Proxy) entries(svc *model.Service, port *model.ServicePort) []entry {
+	if port.Protocol != model.TCP && port.Protocol != model.UDP {
+		return nil
+	}
+	var out []entry
+	add := func(addrs []netip.Addr, number uint16, e entry) {
+		for _, ip := range addrs {
+			e.address = address{port.Protocol, ip, number}
+			out = append(out, e)
 		}
 	}
-	for _, vip := range svc.VIPs {
-		out = append(out, address{port.Protocol, vip, port.Port})
+	add(svc.VIPs, port.Port, entry{ranges: svc.SourceRanges})
+	if port.NodePort != 0 && p.opt.SourceRangesOnNodePorts {
+		add(p.opt.NodePortAddresses, port.NodePort, entry{ranges: svc.SourceRanges})
+	} else if port.NodePort != 0 {
+		add(p.opt.NodePortAddresses, port.NodePort, entry{})
 	}
+	add(svc.ExternalIPs, port.Port, entry{})
+	add(svc.ClusterIPs, port.Port, entry{foreign: true})
 	return out
 }
 
@@ -105,16 +158,17 @@ func (p *Proxy) closeListener(a address) {
 	p.metrics.listeners.WithLabelValues(string(a.protocol)).Dec()
 }
 
-// ensure makes the listener that w describes, or gives the one there is its new destinations.
+// ensure makes the listener that w describes, or has the one there is do as w says. The want of the latest snapshot is kept
+// even if nothing has changed, lest it hold on to an old snapshot.
 func (p *Proxy) ensure(ctx context.Context, w want) error {
 	if b, open := p.listeners[w.address]; open {
-		if b.service != w.service || !slices.Equal(b.destinations, w.destinations) {
+		if !b.sameAs(w) {
 			b.aim(p.newTarget(w))
-			p.listeners[w.address] = bound{w, b.listener}
 		}
+		p.listeners[w.address] = bound{w, b.listener}
 		return nil
 	}
-	l, err := p.listen(ctx, w.address, p.newTarget(w))
+	l, err := p.listen(ctx, w)
 	if err != nil {
 		return fmt.Errorf("stream: %v: %w%s", w.service, err, advice(err))
 	}

@@ -11,30 +11,46 @@ import (
 // A relay is a TCP connection that is being forwarded.
 type relay struct {
 	client, backend *net.TCPConn
+	in, out         meter
 	// due is the uptime at which it can have been idle for long enough, and is worth a look. Only sweep uses it.
 	due time.Duration
 }
 
-// relay passes data both ways until both sides have ended. It owns, and closes, both connections.
-func (p *Proxy) relay(client, backend *net.TCPConn) {
-	r := &relay{client: client, backend: backend, due: p.uptime() + p.opt.TCPIdleTimeout}
+func newRelay(client, backend *net.TCPConn, t *traffic) *relay {
+	return &relay{client: client, backend: backend, in: meter{port: &t.in}, out: meter{port: &t.out}}
+}
+
+// relay passes data both ways until both sides have ended, after an introduction by the PROXY protocol if it is asked for.
+// It owns, and closes, both connections.
+func (p *Proxy) relay(r *relay, proxyProtocol uint8) {
+	r.due = p.uptime() + p.opt.TCPIdleTimeout
 	defer r.close()
 	if !p.track(r) {
 		r.reset()
 		return
 	}
 	defer p.untrack(r)
+	early := 0
+	if proxyProtocol != 0 {
+		var err error
+		if early, err = r.introduce(proxyProtocol); err != nil {
+			r.reset()
+			return
+		}
+	}
 	var replies sync.WaitGroup
-	replies.Go(func() { p.metrics.tcpOut.Add(r.pass(client, backend)) })
-	p.metrics.tcpIn.Add(r.pass(backend, client))
+	replies.Go(func() { p.metrics.tcpOut.Add(r.pass(r.client, r.backend, &r.out, 0)) })
+	p.metrics.tcpIn.Add(r.pass(r.backend, r.client, &r.in, early))
 	replies.Wait()
 }
 
-// pass moves data from src to dst, inside the kernel where it can (splice), and returns the number of bytes. The
-// end of src's data becomes the end of dst's, while the other direction goes on. A failure of either resets both:
-// data that was cut off must not look complete.
-func (r *relay) pass(dst, src *net.TCPConn) float64 {
+// pass moves data from src to dst, inside the kernel where it can (splice), and returns the number of bytes, with those
+// that were moved early. The end of src's data becomes the end of dst's, while the other direction goes on. A failure of either
+// resets both: data that was cut off must not look complete.
+func (r *relay) pass(dst, src *net.TCPConn, m *meter, early int) float64 {
 	n, err := dst.ReadFrom(src)
+	n += int64(early)
+	m.read(uint64(n))
 	if err != nil {
 		r.reset()
 		return float64(n)
@@ -67,17 +83,26 @@ func (r *relay) idle() time.Duration {
 
 // sinceData returns the time since c received data or was connected; 0 if c is closed.
 func sinceData(c *net.TCPConn) time.Duration {
-	raw, err := c.SyscallConn()
+	info, err := tcpInfo(c)
 	if err != nil {
 		return 0
 	}
-	var info *unix.TCPInfo
-	if controlErr := raw.Control(func(fd uintptr) {
-		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	}); controlErr != nil || err != nil {
-		return 0
-	}
 	return time.Duration(info.Last_data_recv) * time.Millisecond
+}
+
+// tcpInfo asks the kernel about c (TCP_INFO, tcp(7)).
+func tcpInfo(c *net.TCPConn) (info *unix.TCPInfo, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	controlErr := raw.Control(func(fd uintptr) {
+		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	})
+	if controlErr != nil {
+		return nil, controlErr
+	}
+	return info, err
 }
 
 // track makes r known to those who may cut it. It reports false if the proxy cuts all connections already.

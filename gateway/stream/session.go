@@ -19,6 +19,8 @@ type session struct {
 	peer     peer
 	endpoint *balance.Endpoint
 	conn     *net.UDPConn // connected; closing it ends the session
+	admitted admission
+	traffic  *traffic
 	// replyControl makes replies leave from the address that the client sent to.
 	replyControl []byte
 	used         atomic.Int64 // uptime of the last datagram in either direction
@@ -27,21 +29,34 @@ type session struct {
 func (s *session) touch()                  { s.used.Store(int64(s.listener.proxy.uptime())) }
 func (s *session) lastUsed() time.Duration { return time.Duration(s.used.Load()) }
 
+// begin counts the session. It is paired with finish.
+func (s *session) begin() {
+	s.listener.proxy.metrics.sessionsTotal.Inc()
+	s.listener.proxy.metrics.sessions.Inc()
+	s.endpoint.Begin()
+	s.traffic.begin()
+	s.touch()
+}
+
+// finish gives back what the session had.
+func (s *session) finish() {
+	s.listener.end(s)
+	s.traffic.end()
+	s.endpoint.End()
+	s.admitted.release()
+	s.listener.proxy.metrics.sessions.Dec()
+	s.listener.proxy.udpSessions.give(1)
+}
+
 // serve passes the destination's datagrams to the client until the session's socket is closed or the destination
-// turns out not to listen. It owns the session's share of MaxUDPSessions.
+// turns out not to listen.
 func (s *session) serve() {
-	p := s.listener.proxy
-	defer func() {
-		s.listener.end(s)
-		s.endpoint.End()
-		p.metrics.sessions.Dec()
-		p.udpInUse.Add(-1)
-	}()
+	defer s.finish()
 	raw, err := s.conn.SyscallConn()
 	if err != nil {
 		return
 	}
-	in := newInbox(&p.datagrams)
+	in := newInbox(&s.listener.proxy.datagrams)
 	for s.reply(in, raw) {
 	}
 }
@@ -60,6 +75,7 @@ func (s *session) reply(in *inbox, raw syscall.RawConn) bool {
 		return !errors.Is(err, net.ErrClosed)
 	}
 	p.metrics.udpOut.Add(float64(n))
+	s.traffic.out.Add(uint64(n))
 	return true
 }
 

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -19,14 +20,14 @@ type tcpListener struct {
 	current  atomic.Pointer[target]
 }
 
-func (p *Proxy) listenTCP(ctx context.Context, a address, t *target) (*tcpListener, error) {
-	var config net.ListenConfig // with keepalive, by which dead clients are found
-	l, err := config.Listen(ctx, a.network("tcp"), a.hostPort())
+func (p *Proxy) listenTCP(ctx context.Context, w want) (*tcpListener, error) {
+	config := net.ListenConfig{Control: w.control} // with keepalive, by which dead clients are found
+	l, err := config.Listen(ctx, w.network("tcp"), w.hostPort())
 	if err != nil {
 		return nil, err
 	}
 	out := &tcpListener{proxy: p, listener: l.(*net.TCPListener)}
-	out.aim(t)
+	out.aim(p.newTarget(w))
 	return out, nil
 }
 
@@ -39,35 +40,58 @@ func (l *tcpListener) serve() {
 	l.proxy.takeAll(func() error {
 		client, err := l.listener.AcceptTCP()
 		if err == nil {
-			l.proxy.relaying.Go(func() { l.proxy.handle(client, l.target()) })
+			l.proxy.receive(client, l.target())
 		}
 		return err
 	})
 }
 
-// handle serves one client from accept to close. A client for whom there is no destination is reset, for a mere
-// close would tell it that it was served.
-func (p *Proxy) handle(client *net.TCPConn, t *target) {
-	backend, endpoint, err := p.dial(t)
+// receive has a client served, or resets it if the Service does not want it: the kernel has answered it already, so that
+// it cannot be ignored any more.
+func (p *Proxy) receive(client *net.TCPConn, t *target) {
+	from := addrPort(client.RemoteAddr()).Addr()
+	if !inRanges(t.ranges, from) {
+		p.metrics.deny(denySource)
+		reset(client)
+		return
+	}
+	admitted, denied := t.state.limiter.admit(from)
+	if denied != "" {
+		p.metrics.deny(denied)
+		reset(client)
+		return
+	}
+	p.relaying.Go(func() {
+		defer admitted.release()
+		p.handle(client, from, t)
+	})
+}
+
+// handle serves one client to the end. A client for whom there is no destination is reset, for a mere close would tell it
+// that it was served.
+func (p *Proxy) handle(client *net.TCPConn, from netip.Addr, t *target) {
+	backend, endpoint, err := p.dial(t, from)
 	if err != nil {
 		p.metrics.unreachable.Inc()
-		p.opt.Log.Debug("no destination takes the connection", "service", t.service, "client", client.RemoteAddr(), "err", err)
+		p.opt.Log.Debug("no destination takes the connection", "service", t.service, "client", from, "err", err)
 		reset(client)
 		return
 	}
 	p.metrics.relayed.Inc()
 	endpoint.Begin()
 	defer endpoint.End()
-	p.relay(client, backend)
+	t.state.traffic.begin()
+	defer t.state.traffic.end()
+	p.relay(newRelay(client, backend, &t.state.traffic), t.proxyProtocol)
 }
 
-// dial connects to a destination of t: the one whose turn it is, or the next ones if that fails. Each try gets an
+// dial connects to the destination of t chosen for the client, or the next ones if that fails. Each try gets an
 // equal share of the time that is left, so that one which does not answer leaves time for the others.
-func (p *Proxy) dial(t *target) (conn *net.TCPConn, endpoint *balance.Endpoint, err error) {
+func (p *Proxy) dial(t *target, client netip.Addr) (conn *net.TCPConn, endpoint *balance.Endpoint, err error) {
 	ctx, cancel := context.WithTimeout(p.ctx, p.opt.DialTimeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	endpoint, err = t.reach(func(e *balance.Endpoint, left int) error {
+	endpoint, err = t.reach(client, func(e *balance.Endpoint, left int) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"sallyport/gateway/balance"
@@ -33,14 +35,16 @@ type peer struct {
 	local  netip.Addr
 }
 
-func (p *Proxy) listenUDP(ctx context.Context, a address, t *target) (*udpListener, error) {
-	config := net.ListenConfig{Control: enablePacketInfo}
-	c, err := config.ListenPacket(ctx, a.network("udp"), a.hostPort())
+func (p *Proxy) listenUDP(ctx context.Context, w want) (*udpListener, error) {
+	config := net.ListenConfig{Control: func(network, address string, raw syscall.RawConn) error {
+		return cmp.Or(w.control(network, address, raw), enablePacketInfo(network, raw))
+	}}
+	c, err := config.ListenPacket(ctx, w.network("udp"), w.hostPort())
 	if err != nil {
 		return nil, err
 	}
 	l := &udpListener{proxy: p, conn: c.(*net.UDPConn), sessions: make(map[peer]*session)}
-	l.aim(t)
+	l.aim(p.newTarget(w))
 	return l, nil
 }
 
@@ -51,11 +55,7 @@ func (l *udpListener) aim(t *target) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.current.Store(t)
-	kept := make(map[*balance.Endpoint]bool, len(t.endpoints))
-	for _, e := range t.endpoints {
-		kept[e] = true
-	}
-	l.endWhere(func(s *session) bool { return !kept[s.endpoint] })
+	l.endWhere(func(s *session) bool { return !t.has(s.endpoint) })
 }
 
 // expire ends the sessions without a datagram since the uptime since.
@@ -120,6 +120,7 @@ func (l *udpListener) forward(payload, control []byte, client netip.AddrPort) {
 		return
 	}
 	l.proxy.metrics.udpIn.Add(float64(len(payload)))
+	s.traffic.in.Add(uint64(len(payload)))
 }
 
 // session returns the session of a client, which is begun for a new one; nil if it cannot be.
@@ -140,33 +141,42 @@ func (l *udpListener) session(who peer, control []byte) *session {
 	return s
 }
 
-// begin makes a session with the destination whose turn it is. l.mu is held.
+// begin makes a session with the destination chosen for the client, unless the Service does not want it: then its datagrams
+// are dropped. l.mu is held.
 func (l *udpListener) begin(who peer, control []byte) *session {
-	p := l.proxy
-	if p.udpInUse.Add(1) > int64(p.opt.MaxUDPSessions) {
-		p.udpInUse.Add(-1)
+	p, t, from := l.proxy, l.target(), plain(who.client.Addr())
+	if !inRanges(t.ranges, from) {
+		p.metrics.deny(denySource)
+		return nil
+	}
+	if !p.udpSessions.take() {
 		p.metrics.dropTableFull.Inc()
 		return nil
 	}
-	conn, endpoint, err := l.connect()
-	if err != nil {
-		p.udpInUse.Add(-1)
-		p.metrics.dropUnreachable.Inc()
-		p.opt.Log.Debug("no destination takes the datagram", "service", l.target().service, "client", who.client, "err", err)
+	admitted, denied := t.state.limiter.admit(from)
+	if denied != "" {
+		p.udpSessions.give(1)
+		p.metrics.deny(denied)
 		return nil
 	}
-	p.metrics.sessionsTotal.Inc()
-	p.metrics.sessions.Inc()
-	endpoint.Begin()
-	s := &session{listener: l, peer: who, endpoint: endpoint, conn: conn, replyControl: replyControl(slices.Clone(control))}
-	s.touch()
+	conn, endpoint, err := connectUDP(t, from)
+	if err != nil {
+		admitted.release()
+		p.udpSessions.give(1)
+		p.metrics.dropUnreachable.Inc()
+		p.opt.Log.Debug("no destination takes the datagram", "service", t.service, "client", who.client, "err", err)
+		return nil
+	}
+	s := &session{listener: l, peer: who, endpoint: endpoint, conn: conn, admitted: admitted, traffic: &t.state.traffic,
+		replyControl: replyControl(slices.Clone(control))}
+	s.begin()
 	return s
 }
 
-// connect makes a socket that exchanges datagrams with one destination only. Nothing is sent; it fails where this
+// connectUDP makes a socket that exchanges datagrams with one destination only. Nothing is sent; it fails where this
 // machine knows no way there.
-func (l *udpListener) connect() (conn *net.UDPConn, endpoint *balance.Endpoint, err error) {
-	endpoint, err = l.target().reach(func(e *balance.Endpoint, _ int) error {
+func connectUDP(t *target, client netip.Addr) (conn *net.UDPConn, endpoint *balance.Endpoint, err error) {
+	endpoint, err = t.reach(client, func(e *balance.Endpoint, _ int) error {
 		conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(e.Addr()))
 		return err
 	})

@@ -152,7 +152,7 @@ func TestUDPSessionsAreBounded(t *testing.T) {
 		return e.value(t, "sallyport_stream_dropped_datagrams_total") == 1
 	})
 	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "c"))) // ends both sessions
-	eventually(t, "the sessions have ended", func() bool { return e.udpInUse.Load() == 0 })
+	eventually(t, "the sessions have ended", func() bool { return e.udpSessions.used.Load() == 0 })
 	if got := ask(t, third, "!"); got != "c:!" {
 		t.Errorf("answer = %q, want %q", got, "c:!")
 	}
@@ -165,7 +165,7 @@ func TestUDPUnreachableDestinationIsCounted(t *testing.T) {
 	c := udpDial(t, e.at(30053))
 	c.Write([]byte("?"))
 	eventually(t, "the datagram is dropped", func() bool { return e.value(t, "sallyport_stream_dropped_datagrams_total") == 1 })
-	if n := e.udpInUse.Load(); n != 0 {
+	if n := e.udpSessions.used.Load(); n != 0 {
 		t.Errorf("sessions = %d, want 0", n)
 	}
 }
