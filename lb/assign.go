@@ -12,7 +12,8 @@ import (
 
 // Assign sets the VIPs of the LoadBalancer Services in a snapshot that is not published yet: each gets the addresses that
 // it asks for, if a pool contains them and no older Service has them. What a Service cannot be given is a Problem, and
-// costs it none of its other addresses. A Service that another controller serves gets none: it would be in two places.
+// costs it none of its other addresses. So is a port that an older Service has at the same address. A Service that another
+// controller serves gets no VIPs: it would be in two places.
 func Assign(s *model.Snapshot, pools []Pool) {
 	a := assigner{out: s, pools: pools, holder: map[netip.Addr]model.ObjectRef{}}
 	for _, svc := range byAge(s.Services) {
@@ -21,6 +22,7 @@ func Assign(s *model.Snapshot, pools []Pool) {
 			a.assign(svc)
 		}
 	}
+	a.explainConflicts()
 	s.SortProblems()
 }
 
