@@ -42,14 +42,16 @@ type ledger struct {
 
 // An account is the counts of one service port. Sums are taken modulo 2^64, so that base can be negative.
 type account struct {
-	ended  tally     // of flows that have ended
-	before tally     // ended, when the reading of the table began
-	live   tally     // of flows that were in the table
-	open   int       // how many of those have not ended
-	base   tally     // to be added: see settle and start
-	told   tally     // what was told last: it never gets less
-	behind time.Time // since when there is less; zero if there is not
-	gone   time.Time // when the service port went; zero if it has not
+	ended  tally // of flows that have ended
+	before tally // ended, when the reading of the table began
+	live   tally // of flows that were in the table
+	open   int   // how many of those are open
+	base   tally // to be added: see settle and start
+
+	told     tally // what was told last: it never gets less
+	toldOpen int
+	behind   time.Time // since when there is less; zero if there is not
+	gone     time.Time // when the service port went; zero if it has not
 }
 
 // count adds a flow that has ended.
@@ -119,6 +121,7 @@ func (l *ledger) settle(now time.Time) {
 // settle tells what there is, but never less than before. If there is less for longer, the ends of flows were lost (the
 // socket was full, or they belong to another service port by now), and counting goes on from what was told.
 func (a *account) settle(now time.Time) {
+	a.toldOpen = a.open
 	var missing tally
 	for i := range a.told {
 		sum := a.base[i] + a.before[i] + a.live[i]
@@ -163,6 +166,6 @@ func (l *ledger) each(f func(s series, told tally, open int)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for s, a := range l.accounts {
-		f(s, a.told, a.open)
+		f(s, a.told, a.toldOpen)
 	}
 }
