@@ -36,7 +36,7 @@ type Options struct {
 	SNAT SNAT
 	// ReturnPath is ReturnDirect, also when empty.
 	ReturnPath ReturnPath
-	// Groups are what VIPs are spread over.
+	// Groups are what VIPs are spread over, MaxGroups at most: more are as good as not there.
 	Groups []Group
 	// HashSeed seeds the choice of endpoint. Edges with equal seeds choose alike; who knows it can choose its endpoint.
 	HashSeed uint32
@@ -68,6 +68,11 @@ func (o Options) Owner() uint32 {
 func (o Options) keepsSource() bool {
 	return o.SNAT == SNATNever || o.SNAT != SNATAlways && o.ReturnPath == ReturnEdge
 }
+
+// MaxGroups is how many groups there are at most: they are counted by 4 bits of a mark, where 0 is none.
+const MaxGroups = 15
+
+func (o Options) groups() []Group { return o.Groups[:min(len(o.Groups), MaxGroups)] }
 
 // A Group is what moves together from edge to edge: VIPs, and on the nodes' leg the addresses given here.
 type Group struct {
@@ -107,7 +112,7 @@ func (g Group) held(f Family) (out []netip.Addr) {
 func (o Options) group(a netip.Addr) uint8 {
 	var best uint64
 	var chosen uint8
-	for i, g := range o.Groups {
+	for i, g := range o.groups() {
 		h := fnv.New64a()
 		addr := a.As16()
 		_, _ = h.Write(addr[:]) // a hash takes all

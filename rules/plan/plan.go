@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"time"
 
 	"sallyport/watcher/model"
 )
@@ -85,7 +86,7 @@ type Address struct {
 	// Own says that it stands on the edge's link for VIPs: ports that no Service has are then the edge's own, and guarded.
 	// Of a cluster IP, which is routed here, they are nobody's.
 	Own bool
-	// Group indexes Plan.SNAT.
+	// Group indexes Plan.SNAT. It is 0 of what is not Own.
 	Group   uint8
 	Entries []Entry // ordered by protocol and port
 }
@@ -120,7 +121,7 @@ type Range struct{ First, Last netip.Addr }
 // New plans for a family.
 func New(s *model.Snapshot, f Family, o Options) *Plan {
 	p := &Plan{Family: f, Options: o, KeepSource: o.keepsSource(), SNAT: make([]Range, 1, 1+len(o.Groups))}
-	for _, g := range o.Groups {
+	for _, g := range o.groups() {
 		p.SNAT = append(p.SNAT, g.snat(f))
 		p.Held = append(p.Held, g.held(f)...)
 	}
@@ -136,6 +137,21 @@ func New(s *model.Snapshot, f Family, o Options) *Plan {
 	c.finish()
 	return p
 }
+
+// maxSticky is to how many destinations clients are kept by state: one after the other is asked whether it has the client.
+const maxSticky = 64
+
+// Sticky is for how long a client keeps its destination after its last new connection, where the Service asks for just that
+// (model.Affinity.Exact), or 0. Service ports with more than 64 destinations go by the client's address alone.
+func (t *Target) Sticky() time.Duration {
+	if a := t.Service.Affinity; a != nil && a.Exact && len(t.Destinations) <= maxSticky {
+		return a.Timeout
+	}
+	return 0
+}
+
+// BySource says that the client's address alone chooses the destination, rather than its address and port.
+func (t *Target) BySource() bool { return t.Service.Affinity != nil }
 
 // Sources are the networks that may connect to a Restricted entry: the source ranges of its Service, of the family.
 func (p *Plan) Sources(t *Target) []netip.Prefix {
@@ -181,10 +197,12 @@ func (c *collector) add(addrs []netip.Addr, own bool, e Entry) {
 		}
 		at := c.at[a]
 		if at == nil {
-			at = &Address{Addr: a, Group: c.plan.group(a)}
+			at = &Address{Addr: a}
 			c.at[a] = at
 		}
-		at.Own = at.Own || own
+		if own && !at.Own { // what is routed here, by whomever, moves with no group
+			at.Own, at.Group = true, c.plan.group(a)
+		}
 		at.Entries = append(at.Entries, e)
 	}
 }
