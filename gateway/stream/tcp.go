@@ -22,6 +22,7 @@ type tcpListener struct {
 
 func (p *Proxy) listenTCP(ctx context.Context, w want) (*tcpListener, error) {
 	config := net.ListenConfig{Control: w.control} // with keepalive, by which dead clients are found
+	config.SetMultipathTCP(false)                  // its sockets take no filter, and what they carry cannot be spliced
 	l, err := config.Listen(ctx, w.network("tcp"), w.hostPort())
 	if err != nil {
 		return nil, err
@@ -32,8 +33,17 @@ func (p *Proxy) listenTCP(ctx context.Context, w want) (*tcpListener, error) {
 }
 
 func (l *tcpListener) target() *target { return l.current.Load() }
-func (l *tcpListener) aim(t *target)   { l.current.Store(t) }
 func (l *tcpListener) close()          { l.listener.Close() }
+
+func (l *tcpListener) aim(t *target) {
+	before := l.current.Swap(t)
+	if before == nil && t.ranges == nil || before != nil && sameRanges(before.ranges, t.ranges) {
+		return
+	}
+	if err := filterSources(l.listener, t.ranges); err != nil {
+		l.proxy.opt.Log.Warn("source ranges are held to by resets, not by silence", "service", t.service, "err", err)
+	}
+}
 
 // serve never waits for a destination: each connection has a goroutine for that, which ends with it.
 func (l *tcpListener) serve() {
@@ -46,8 +56,8 @@ func (l *tcpListener) serve() {
 	})
 }
 
-// receive has a client served, or resets it if the Service does not want it: the kernel has answered it already, so that
-// it cannot be ignored any more.
+// receive has a client served, or resets it if the Service does not want it: the kernel has answered it already, so that it
+// cannot be ignored any more.
 func (p *Proxy) receive(client *net.TCPConn, t *target) {
 	from := addrPort(client.RemoteAddr()).Addr()
 	if !inRanges(t.ranges, from) {
