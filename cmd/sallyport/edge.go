@@ -133,7 +133,7 @@ func translateOptions(c config.Config, reachable func(model.ObjectRef) bool) tra
 	o := translate.Options{
 		Reach: c.Reach, PodsReachable: reachable, IPv6: c.L4.Dataplane == config.DataplaneUserspace,
 		TLS: c.L7.Enabled && c.L7.HTTPSPort != 0, DefaultCertificate: c.L7.DefaultCertificateName(), RedirectHTTPS: c.L7.TLS.Redirect,
-		Certificates: new(translate.CertificateCache),
+		Certificates: new(translate.CertificateCache), Memo: new(translate.Memo),
 	}
 	if c.L7.Enabled {
 		o.ListenPorts = append(o.ListenPorts, translate.ListenPort{Protocol: model.TCP, Port: c.L7.HTTPPort, What: "l7.httpPort"})

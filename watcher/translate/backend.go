@@ -17,8 +17,9 @@ type backendService struct {
 	named     map[string]*model.ServicePort
 	unreached map[listener]destinations // of the service ports that have endpoints, but none that this edge reaches
 	claims    []nodePortClaim
-	status    *model.Status // nil if there is nothing to say of it
-	problems  []model.Problem
+	status    *model.Status   // nil if there is nothing to say of it
+	problems  []model.Problem // of its EndpointSlices, too
+	asked     []healthAnswer  // what nodes told when it was made
 }
 
 // index is called when Ports is complete. Ingresses may name each of many ports.
@@ -76,7 +77,7 @@ func (g *ingress) backend(b *networkingv1.IngressBackend, field string) []model.
 		return nil
 	}
 	field += ".service"
-	svc, ok := g.backends[objects.Name{Namespace: g.Namespace, Name: b.Service.Name}]
+	svc, ok := g.memory.backend(objects.Name{Namespace: g.Namespace, Name: b.Service.Name})
 	if !ok {
 		g.complain(field+".name", model.ReasonServiceNotFound, "Service %q does not exist in namespace %s", b.Service.Name, g.Namespace)
 		return nil

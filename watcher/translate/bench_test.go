@@ -68,6 +68,27 @@ func BenchmarkTranslate(b *testing.B) {
 	}
 }
 
+// BenchmarkTranslateChange is what a reconcile costs after one EndpointSlice has changed.
+func BenchmarkTranslateChange(b *testing.B) {
+	for _, ingresses := range []bool{false, true} {
+		in := largeCluster(10000)
+		if !ingresses {
+			in[0].Ingresses = nil
+		}
+		b.Run(fmt.Sprintf("services=10000/ingresses=%v", ingresses), func(b *testing.B) {
+			o := Options{Reach: model.ReachPods, Memo: new(Memo)}
+			Translate(in, o)
+			b.ReportAllocs()
+			before := cpuTime(b)
+			for b.Loop() {
+				in[0].EndpointSlices[0] = in[0].EndpointSlices[0].DeepCopy()
+				Translate(in, o)
+			}
+			b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/1000/float64(b.N), "cpu-ms/op")
+		})
+	}
+}
+
 // cpuTime is what the process has used, the garbage collector's share included: unlike wall time it hardly depends on
 // what else the machine does.
 func cpuTime(b *testing.B) time.Duration {

@@ -209,11 +209,20 @@ func (s *service) throughNode(node string, f family, nodePort uint16) []model.De
 // healthy leaves out nodes that say that they have no endpoints of a Service with externalTrafficPolicy Local, unless all say
 // so: kube-proxy drops what reaches such a node, and may know before the API server does.
 func (s *service) healthy(all []model.Destination) []model.Destination {
-	port := s.result.HealthCheckNodePort
-	if port == 0 || s.o.NodeHealthy == nil {
+	if s.result.HealthCheckNodePort == 0 || s.o.NodeHealthy == nil {
 		return all
 	}
-	return prefer(all, func(d *model.Destination) bool {
-		return d.Reach == model.ReachPods || s.o.NodeHealthy(model.ObjectRef{Cluster: s.cluster, Kind: "Node", Name: d.Node}, port)
-	})
+	return prefer(all, func(d *model.Destination) bool { return d.Reach == model.ReachPods || s.nodeHealthy(d.Node) })
+}
+
+// nodeHealthy asks a node, and takes note of the answer.
+func (s *service) nodeHealthy(name string) bool {
+	b := s.result
+	node := model.ObjectRef{Cluster: s.cluster, Kind: "Node", Name: name}
+	if i := slices.IndexFunc(b.asked, func(a healthAnswer) bool { return a.node == node }); i >= 0 {
+		return b.asked[i].healthy // of another port of the Service
+	}
+	healthy := s.o.NodeHealthy(node, b.HealthCheckNodePort)
+	b.asked = append(b.asked, healthAnswer{node, healthy})
+	return healthy
 }

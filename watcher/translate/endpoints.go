@@ -10,7 +10,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"sallyport/watcher/model"
-	"sallyport/watcher/objects"
 )
 
 // An endpointSlice is an EndpointSlice with its addresses checked, once for all its ports.
@@ -19,7 +18,6 @@ type endpointSlice struct {
 	named     map[string][]discoveryv1.EndpointPort // ports by name; nil if there are few
 	endpoints []model.Endpoint                      // without port; those with unusable addresses are left out
 	headless  bool
-	problems  []model.Problem
 }
 
 // portsNamed returns the ports that may have the name.
@@ -42,44 +40,38 @@ func byName(ports []discoveryv1.EndpointPort) map[string][]discoveryv1.EndpointP
 	return named
 }
 
-// indexSlices fills t.slices, by the Service that owns them.
-func (t *translator) indexSlices() {
-	for _, s := range t.in.EndpointSlices { // in any order: endpoints are ordered for each service port
-		service := s.Labels[discoveryv1.LabelServiceName]
-		if service == "" || s.AddressType == discoveryv1.AddressTypeFQDN {
-			continue // of no Service, or names that nothing resolves: kube-proxy ignores them too
-		}
-		_, headless := s.Labels[corev1.IsHeadlessService]
-		key := objects.Name{Namespace: s.Namespace, Name: service}
-		slice := &endpointSlice{ports: s.Ports, named: byName(s.Ports), headless: headless}
-		t.readEndpoints(s, slice)
-		t.slices[key] = append(t.slices[key], slice)
-		t.out.Problems = append(t.out.Problems, slice.problems...)
+// read reads the Service's EndpointSlices.
+func (s *service) read(of []*discoveryv1.EndpointSlice) {
+	s.slices = make([]endpointSlice, 0, len(of))
+	for _, slice := range of { // in any order: endpoints are ordered for each service port
+		_, headless := slice.Labels[corev1.IsHeadlessService]
+		s.slices = append(s.slices, endpointSlice{slice.Ports, byName(slice.Ports), s.readEndpoints(slice), headless})
 	}
 }
 
 // readEndpoints reads the endpoints of a slice. Of the addresses of one endpoint only the first counts, as
 // discovery/v1 Endpoint.addresses says.
-func (n *network) readEndpoints(s *discoveryv1.EndpointSlice, into *endpointSlice) {
-	into.endpoints = make([]model.Endpoint, 0, len(s.Endpoints))
-	for i := range s.Endpoints {
-		e := &s.Endpoints[i]
+func (s *service) readEndpoints(slice *discoveryv1.EndpointSlice) []model.Endpoint {
+	out := make([]model.Endpoint, 0, len(slice.Endpoints))
+	for i := range slice.Endpoints {
+		e := &slice.Endpoints[i]
 		if len(e.Addresses) == 0 {
 			continue
 		}
-		addr, why := n.destinationAddr(e.Addresses[0])
-		if why == "" && addr.Is4() != (s.AddressType == discoveryv1.AddressTypeIPv4) {
-			why = "is not of addressType " + string(s.AddressType)
+		addr, why := s.destinationAddr(e.Addresses[0])
+		if why == "" && addr.Is4() != (slice.AddressType == discoveryv1.AddressTypeIPv4) {
+			why = "is not of addressType " + string(slice.AddressType)
 		}
 		if why != "" {
-			into.problems = append(into.problems, problemOf(n.ref("EndpointSlice", s), indexed("endpoints", i, ".addresses[0]"),
+			s.result.problems = append(s.result.problems, problemOf(s.ref("EndpointSlice", slice), indexed("endpoints", i, ".addresses[0]"),
 				model.ReasonInvalidField, "%q %s: the endpoint gets no traffic", e.Addresses[0], why))
 			continue
 		}
 		m := modelEndpoint(e, addr)
-		m.Hinted, m.HintedHere = n.hints(e.Hints)
-		into.endpoints = append(into.endpoints, m)
+		m.Hinted, m.HintedHere = s.hints(e.Hints)
+		out = append(out, m)
 	}
+	return out
 }
 
 // hints says whether zones are hinted at, and whether that of the edge is among them. Without a zone nothing is.
@@ -123,9 +115,10 @@ func shown(name string) string {
 // endpoints collects the endpoints of one service port from the slices of its Service: a slice's port belongs to the
 // service port of the same name and protocol. An address that stands in several slices, as happens while the
 // controller moves it, is taken once, in its best condition.
-func endpoints(of []*endpointSlice, headless bool, port string, protocol model.Protocol) []model.Endpoint {
+func endpoints(of []endpointSlice, headless bool, port string, protocol model.Protocol) []model.Endpoint {
 	var all []model.Endpoint
-	for _, s := range of {
+	for i := range of {
+		s := &of[i]
 		if s.headless && !headless {
 			continue // left from when the Service was headless
 		}

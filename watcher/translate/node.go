@@ -27,8 +27,8 @@ type nodeEntry struct {
 // kube-proxies spread it over all endpoints anyway; sending to every node would cost services times nodes.
 const maxEntries = 8
 
-// nodes adds the cluster's nodes to the snapshot and fills t.node and t.entries.
-func (t *translator) nodes() {
+// readNodes adds the cluster's nodes to the snapshot and fills t.network.
+func (t *translator) readNodes() {
 	for _, n := range sorted(t.in.Nodes) {
 		if _, repeated := t.node[n.Name]; repeated {
 			continue
@@ -37,6 +37,7 @@ func (t *translator) nodes() {
 		t.out.Nodes = append(t.out.Nodes, m)
 		e := entryOf(n, &m)
 		t.node[n.Name] = e
+		t.nodes = append(t.nodes, e)
 		for f := range e.takes {
 			if e.takes[f] {
 				t.entries[f] = append(t.entries[f], e)

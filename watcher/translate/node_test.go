@@ -27,7 +27,7 @@ func entryNodes(numbers []int) map[uint16][]string {
 		})
 	}
 	t := newTranslator(c, Options{Reach: model.ReachNodes}, new(CertificateCache).round(), &model.Snapshot{})
-	t.nodes()
+	t.readNodes()
 	out := map[uint16][]string{}
 	endpoint := []model.Endpoint{{Addr: netip.MustParseAddrPort("10.1.0.1:80"), Ready: true}}
 	for port := uint16(30000); port < 30000+ports; port++ {

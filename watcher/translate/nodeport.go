@@ -27,21 +27,68 @@ type nodePortClaim struct {
 // resolveNodePorts takes the NodePort from each service port that cannot have it: the edge listens on it itself, or an
 // older Service has it (which only happens with several clusters or hand-written manifests). VIPs, and destinations by
 // way of that port on the nodes, stay.
-func resolveNodePorts(s *model.Snapshot, claims []nodePortClaim, own []ListenPort) {
-	taken := make(map[listener]string, len(own)+len(claims))
+func resolveNodePorts(s *model.Snapshot, clusters []*translator, own []ListenPort) {
+	taken := make(map[listener]string, len(own))
 	for _, l := range own {
 		taken[listener{l.Protocol, l.Port}] = fmt.Sprintf("the edge itself listens on %d/%s for %s: change either", l.Port, l.Protocol, l.What)
 	}
-	slices.SortStableFunc(claims, func(a, b nodePortClaim) int {
-		return cmp.Or(a.created.Compare(b.created), a.service.Compare(b.service))
-	})
-	for _, c := range claims {
+	ours := map[model.ObjectRef]bool{} // Services whose ports are ours to change, and not remembered
+	for _, c := range contested(clusters, taken) {
 		why, conflict := taken[c.listener]
 		if !conflict {
 			taken[c.listener] = c.service.String() + " has this nodePort already: choose another"
 			continue
 		}
 		s.Problems = append(s.Problems, model.Problem{Object: c.service, Field: c.field, Reason: model.ReasonPortConflict, Message: why})
-		s.Service(c.service).Port(c.port, c.protocol).NodePort = 0
+		svc := s.Service(c.service)
+		if !ours[c.service] {
+			ours[c.service], svc.Ports = true, slices.Clone(svc.Ports)
+		}
+		svc.Port(c.port, c.protocol).NodePort = 0
 	}
 }
+
+// contested are the claims to node ports that are taken, or that there are several for, the oldest first. They are few: that
+// there is nothing to decide is found out of a bit for each port.
+func contested(clusters []*translator, taken map[listener]string) []nodePortClaim {
+	var once, twice portSet
+	for l := range taken {
+		once.add(l)
+	}
+	eachClaim(clusters, func(c *nodePortClaim) {
+		if once.has(c.listener) {
+			twice.add(c.listener)
+		}
+		once.add(c.listener)
+	})
+	var all []nodePortClaim
+	eachClaim(clusters, func(c *nodePortClaim) {
+		if twice.has(c.listener) {
+			all = append(all, *c)
+		}
+	})
+	slices.SortStableFunc(all, func(a, b nodePortClaim) int {
+		return cmp.Or(a.created.Compare(b.created), a.service.Compare(b.service))
+	})
+	return all
+}
+
+func eachClaim(clusters []*translator, do func(*nodePortClaim)) {
+	for _, t := range clusters {
+		for _, s := range t.memory.order {
+			for i := range s.result.claims {
+				do(&s.result.claims[i])
+			}
+		}
+	}
+}
+
+// A portSet is a set of ports of each protocol.
+type portSet [3][1 << 16 / 64]uint64
+
+func (s *portSet) word(l listener) *uint64 {
+	return &s[slices.Index([]model.Protocol{model.TCP, model.UDP, model.SCTP}, l.protocol)][l.port/64]
+}
+
+func (s *portSet) add(l listener)      { *s.word(l) |= 1 << (l.port % 64) }
+func (s *portSet) has(l listener) bool { return *s.word(l)&(1<<(l.port%64)) != 0 }

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"sallyport/watcher/model"
 )
@@ -14,18 +15,12 @@ const LoadBalancerClass = "sallyport.io/edge"
 // labelServiceProxyName on a Service hands it to another service proxy (KEP-2447).
 const labelServiceProxyName = "service.kubernetes.io/service-proxy-name"
 
-// services adds the cluster's Services to the snapshot and fills t.backends.
+// services adds the cluster's Services to the snapshot.
 func (t *translator) services() {
-	t.indexSlices()
-	t.out.Services = slices.Grow(t.out.Services, len(t.in.Services))
-	for _, s := range sorted(t.in.Services) {
-		key := nameOf(s)
-		if _, repeated := t.backends[key]; repeated {
-			continue
-		}
-		b := t.service(s, t.slices[key])
-		t.backends[key] = b
-		t.add(b)
+	t.memory.translate(&t.network, &t.in)
+	t.out.Services = slices.Grow(t.out.Services, len(t.memory.order))
+	for _, s := range t.memory.order {
+		t.add(s.result)
 	}
 }
 
@@ -37,7 +32,6 @@ func (t *translator) add(b *backendService) {
 	if b.status != nil {
 		t.out.Statuses = append(t.out.Statuses, *b.status)
 	}
-	t.claims = append(t.claims, b.claims...)
 	t.out.Problems = append(t.out.Problems, b.problems...)
 }
 
@@ -56,19 +50,20 @@ func notServed(s *corev1.Service) string {
 type service struct {
 	*network
 	*corev1.Service
-	slices    []*endpointSlice
+	slices    []endpointSlice
 	ports     map[listener]bool // that it has so far
 	endpoints int               // of all ports so far
 	result    *backendService
 }
 
 // service translates a Service with its EndpointSlices.
-func (n *network) service(s *corev1.Service, of []*endpointSlice) *backendService {
+func (n *network) service(s *corev1.Service, of []*discoveryv1.EndpointSlice) *backendService {
 	b := &backendService{why: notServed(s)}
-	v := service{network: n, Service: s, slices: of, ports: make(map[listener]bool, len(s.Spec.Ports)), result: b}
+	v := service{network: n, Service: s, ports: make(map[listener]bool, len(s.Spec.Ports)), result: b}
 	b.Ref, b.Created = n.ref("Service", s), created(s)
 	b.status = v.statusOf()
 	if b.why == "" {
+		v.read(of)
 		v.translate()
 	}
 	return b
@@ -112,5 +107,8 @@ func hasNodePorts(s *corev1.Service) bool {
 
 // sortServices orders the services of all clusters.
 func sortServices(s *model.Snapshot) {
-	slices.SortStableFunc(s.Services, func(a, b model.Service) int { return a.Ref.Compare(b.Ref) })
+	less := func(a, b model.Service) int { return a.Ref.Compare(b.Ref) }
+	if !slices.IsSortedFunc(s.Services, less) { // as it is, but for several clusters
+		slices.SortStableFunc(s.Services, less)
+	}
 }

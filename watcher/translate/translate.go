@@ -60,6 +60,8 @@ type Options struct {
 	RedirectHTTPS bool
 	// Certificates remembers what Secrets hold from one translation to the next; nil parses all of them each time.
 	Certificates *CertificateCache
+	// Memo remembers what Services have become from one translation to the next; nil translates all of them each time.
+	Memo *Memo
 }
 
 // A ListenPort is a port that the edge itself listens on.
@@ -74,22 +76,21 @@ func Translate(in objects.Objects, o Options) *model.Snapshot {
 	out := new(model.Snapshot)
 	pairs := o.Certificates.round()
 	var clusters []*translator
-	var claims []nodePortClaim
 	var routes []candidate
 	var hosts []hostClaim
 	for _, c := range in {
 		t := newTranslator(c, o, pairs, out)
 		t.source()
-		t.nodes()
+		t.readNodes()
+		t.memory = o.Memo.of(&t.network)
 		t.services()
 		t.ingresses()
 		clusters = append(clusters, t)
-		claims = append(claims, t.claims...)
 		routes = append(routes, t.routes...)
 		hosts = append(hosts, t.hostClaims...)
 	}
 	sortServices(out)
-	resolveNodePorts(out, claims, o.ListenPorts)
+	resolveNodePorts(out, clusters, o.ListenPorts)
 	resolveRoutes(out, routes)
 	resolveDefault(out, clusters, o, resolveHosts(out, hosts))
 	resolveStatuses(out)
@@ -104,6 +105,7 @@ func Translate(in objects.Objects, o Options) *model.Snapshot {
 type network struct {
 	cluster string
 	o       Options
+	nodes   []nodeEntry // ordered by name
 	node    map[string]nodeEntry
 	entries [families][]nodeEntry // the nodes that take node port traffic, ordered by address, without repeats
 }
@@ -118,13 +120,11 @@ type translator struct {
 	network
 	in        objects.Cluster
 	out       *model.Snapshot
-	slices    map[objects.Name][]*endpointSlice
-	backends  map[objects.Name]*backendService // the Services that a route can name, and those that it cannot, with the reason
-	secrets   map[objects.Name]*corev1.Secret  // if TLS is served
-	noSecrets map[objects.Name]bool            // see deniedSecrets
+	memory    *memory                         // of the Services
+	secrets   map[objects.Name]*corev1.Secret // if TLS is served
+	noSecrets map[objects.Name]bool           // see deniedSecrets
 	pairs     *keyPairs
 
-	claims     []nodePortClaim
 	routes     []candidate
 	hostClaims []hostClaim
 }
@@ -136,11 +136,8 @@ func newTranslator(c objects.Cluster, o Options, pairs *keyPairs, out *model.Sna
 	return &translator{
 		network: network{cluster: c.Name, o: o, node: make(map[string]nodeEntry, len(c.Nodes))},
 		in:      c, out: out, pairs: pairs,
-		slices:    make(map[objects.Name][]*endpointSlice, len(c.Services)),
-		backends:  make(map[objects.Name]*backendService, len(c.Services)),
 		secrets:   indexSecrets(c, o),
 		noSecrets: deniedSecrets(c),
-		claims:    make([]nodePortClaim, 0, len(c.Services)),
 		routes:    make([]candidate, 0, len(c.Ingresses)),
 	}
 }
