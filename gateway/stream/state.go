@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"strconv"
 	"sync"
 	"time"
 
@@ -14,14 +13,6 @@ type portKey struct {
 	name     string
 	protocol model.Protocol
 	number   uint16
-}
-
-// label returns the port's name, or its number if it has none.
-func (k portKey) label() string {
-	if k.name != "" {
-		return k.name
-	}
-	return strconv.Itoa(int(k.number))
 }
 
 // A portState is what is known of a service port that no snapshot says. All listeners of the port share it.

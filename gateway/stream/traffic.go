@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strconv"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -80,15 +81,15 @@ type trafficCollector struct {
 }
 
 func newTrafficCollector(p *Proxy) *trafficCollector {
-	labels := []string{"namespace", "service", "port", "protocol"}
+	port := []string{"cluster", "namespace", "service", "port", "protocol"}
 	return &trafficCollector{
 		proxy: p,
 		connections: prometheus.NewDesc("sallyport_l4_connections_total",
-			"Connections forwarded, by service port; with UDP, clients until idle.", labels, nil),
+			"Connections (UDP: clients, until idle) of a service port, since this process started.", port, nil),
 		open: prometheus.NewDesc("sallyport_l4_connections",
-			"Connections open now, by service port.", labels, nil),
+			"Connections (UDP: clients, until idle) of a service port that are open.", port, nil),
 		bytes: prometheus.NewDesc("sallyport_l4_bytes_total",
-			"Bytes forwarded, by service port: in from clients and out to them.", append(labels, "direction"), nil),
+			"Payload bytes of a service port's connections, from clients (in) and to them (out).", append(port, "direction"), nil),
 	}
 }
 
@@ -99,37 +100,63 @@ func (c *trafficCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.bytes
 }
 
-// A series is a service port as labels tell it: Services of one name in several clusters are not told apart.
-type series struct{ namespace, service, port, protocol string }
-
-type reading struct{ connections, open, in, out float64 }
-
-// Collect implements prometheus.Collector.
+// Collect implements prometheus.Collector. It asks the kernel about each open TCP connection.
 func (c *trafficCollector) Collect(ch chan<- prometheus.Metric) {
 	c.proxy.readMeters()
 	for s, r := range c.proxy.states.readings() {
-		labels := []string{s.namespace, s.service, s.port, s.protocol}
-		ch <- prometheus.MustNewConstMetric(c.connections, prometheus.CounterValue, r.connections, labels...)
-		ch <- prometheus.MustNewConstMetric(c.open, prometheus.GaugeValue, r.open, labels...)
-		ch <- prometheus.MustNewConstMetric(c.bytes, prometheus.CounterValue, r.in, append(labels, "in")...)
-		ch <- prometheus.MustNewConstMetric(c.bytes, prometheus.CounterValue, r.out, append(labels, "out")...)
+		labels := [...]string{s.cluster, s.namespace, s.service, s.port, s.protocol, "in"}
+		port, directed := labels[:5], labels[:]
+		send(ch, c.connections, prometheus.CounterValue, r.connections, port)
+		send(ch, c.open, prometheus.GaugeValue, uint64(r.open), port)
+		send(ch, c.bytes, prometheus.CounterValue, r.in, directed)
+		labels[5] = "out"
+		send(ch, c.bytes, prometheus.CounterValue, r.out, directed)
 	}
 }
 
-// readings sums up the traffic by series.
+// send leaves out what cannot be a label: names are the cluster's, and one that is no UTF-8 must not cost all other metrics.
+func send(ch chan<- prometheus.Metric, d *prometheus.Desc, kind prometheus.ValueType, v uint64, labels []string) {
+	if m, err := prometheus.NewConstMetric(d, kind, float64(v), labels...); err == nil {
+		ch <- m
+	}
+}
+
+// A series is a service port as labels tell it. Several are one for as long as a port that got another number has connections to
+// the old one.
+type series struct{ cluster, namespace, service, port, protocol string }
+
+// A reading is what traffic told at one time.
+type reading struct {
+	connections, in, out uint64
+	open                 int64
+}
+
+func (t *traffic) read() reading {
+	return reading{t.connections.Load(), t.in.Load(), t.out.Load(), t.open.Load()}
+}
+
+func (r reading) plus(o reading) reading {
+	return reading{r.connections + o.connections, r.in + o.in, r.out + o.out, r.open + o.open}
+}
+
+// readings are the traffic of all service ports that had any.
 func (s *states) readings() map[series]reading {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make(map[series]reading)
 	for key, st := range s.ports {
-		t := &st.traffic
-		if t.connections.Load() == 0 {
-			continue
+		if r := st.traffic.read(); r.connections > 0 {
+			out[key.series()] = out[key.series()].plus(r)
 		}
-		at := series{key.service.Namespace, key.service.Name, key.label(), string(key.protocol)}
-		sum := out[at]
-		out[at] = reading{sum.connections + float64(t.connections.Load()), sum.open + float64(t.open.Load()),
-			sum.in + float64(t.in.Load()), sum.out + float64(t.out.Load())}
 	}
 	return out
+}
+
+// series returns the labels of the port, which are its name, or its number if it has none.
+func (k portKey) series() series {
+	port := k.name
+	if port == "" {
+		port = strconv.Itoa(int(k.number))
+	}
+	return series{k.service.Cluster, k.service.Namespace, k.service.Name, port, string(k.protocol)}
 }
