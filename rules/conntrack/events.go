@@ -32,11 +32,10 @@ type events struct{ socket *os.File }
 // listen subscribes to the ends of flows that have the mark (NFNLGRP_CONNTRACK_DESTROY), in the network namespace of the
 // calling thread.
 func listen(mark, mask uint32) (*events, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	socket, fd, err := open()
 	if err != nil {
-		return nil, fmt.Errorf("open a socket for the ends of flows: %w", err)
+		return nil, err
 	}
-	socket := os.NewFile(uintptr(fd), "conntrack")
 	if err := filterMark(fd, mark, mask); err != nil {
 		socket.Close()
 		return nil, fmt.Errorf("filter the ends of flows: %w", err)
@@ -77,7 +76,7 @@ func (e *events) follow(ctx context.Context, ended func(*flow), lost func()) err
 	defer context.AfterFunc(ctx, func() { _ = e.socket.SetReadDeadline(time.Unix(1, 0)) })()
 	var f flow
 	b := make([]byte, eventSize)
-	decode := func(message []byte) {
+	decode := func(_ header, message []byte) {
 		if f.decode(message) {
 			ended(&f)
 		}

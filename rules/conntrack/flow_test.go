@@ -115,6 +115,6 @@ func FuzzDecode(f *testing.F) {
 		if got.decode(m) && !got.original.dst.IsValid() {
 			t.Errorf("a flow without destination: %+v", got)
 		}
-		messages(m, func(inner []byte) { got.decode(inner) })
+		messages(m, func(_ header, inner []byte) { got.decode(inner) })
 	})
 }

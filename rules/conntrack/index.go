@@ -36,7 +36,8 @@ type nodePort struct {
 // A servicePort is a service port as flows see it.
 type servicePort struct {
 	series  series
-	service *model.Service // compared by age only
+	account *account       // of the ledger, which alone uses it; nil until there is traffic
+	service *model.Service // compared by age, while the index is made
 	// destinations are those of UDP, ordered: other protocols keep their connections.
 	destinations []model.Destination
 }

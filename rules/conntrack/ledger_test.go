@@ -8,13 +8,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var web = series{namespace: "default", service: "web", port: "80", protocol: "TCP"}
+var webSeries = series{namespace: "default", service: "web", port: "80", protocol: "TCP"}
 
 // book is a ledger of one service port, which reads a table of flows of so many bytes each.
 type book struct {
 	ledger
 	now   time.Time
 	table []uint64
+	web   servicePort
+}
+
+func newBook(table ...uint64) *book {
+	return &book{now: time.Now(), table: table, web: servicePort{series: webSeries}}
 }
 
 func bytesFlow(bytes uint64) *flow {
@@ -26,7 +31,7 @@ func bytesFlow(bytes uint64) *flow {
 func (b *book) read() {
 	b.begin()
 	for _, bytes := range b.table {
-		b.see(web, bytesFlow(bytes))
+		b.see(&b.web, bytesFlow(bytes))
 	}
 }
 
@@ -34,7 +39,13 @@ func (b *book) read() {
 func (b *book) scrape() (conns, bytes uint64) {
 	b.read()
 	b.settle(b.now)
-	b.each(func(_ series, told tally, _ int) { conns, bytes = told[connections], told[bytesIn] })
+	return b.told()
+}
+
+func (b *book) told() (conns, bytes uint64) {
+	for _, r := range b.readings() {
+		conns, bytes = r.tally[connections], r.tally[bytesIn]
+	}
 	return conns, bytes
 }
 
@@ -46,38 +57,35 @@ func (b *book) want(t *testing.T, what string, conns, bytes uint64) {
 }
 
 func TestLedger(t *testing.T) {
-	b := &book{now: time.Now()}
-	b.table = []uint64{100, 200}
+	b := newBook(100, 200)
 	b.want(t, "two live", 2, 300)
 	b.table = []uint64{150, 200}
 	b.want(t, "one grows", 2, 350)
 	b.table = []uint64{200}
-	b.count(web, bytesFlow(160))
+	b.count(&b.web, bytesFlow(160))
 	b.want(t, "one ends", 2, 360)
 	b.table = nil
 	b.want(t, "one is in neither", 2, 360)
-	b.count(web, bytesFlow(250))
+	b.count(&b.web, bytesFlow(250))
 	b.want(t, "its end is told", 2, 410)
 }
 
 func TestLedgerDoesNotCountTwice(t *testing.T) {
-	b := &book{now: time.Now(), table: []uint64{100}}
+	b := newBook(100)
 	b.scrape()
 	b.begin()
-	b.see(web, bytesFlow(100))
-	b.count(web, bytesFlow(120)) // ends after it was read
+	b.see(&b.web, bytesFlow(100))
+	b.count(&b.web, bytesFlow(120)) // ends after it was read
 	b.settle(b.now)
-	b.each(func(_ series, told tally, _ int) {
-		if told[connections] != 1 || told[bytesIn] != 100 {
-			t.Errorf("%d connections of %d bytes are told, want 1 of 100", told[connections], told[bytesIn])
-		}
-	})
+	if conns, bytes := b.told(); conns != 1 || bytes != 100 {
+		t.Errorf("%d connections of %d bytes are told, want 1 of 100", conns, bytes)
+	}
 	b.table = nil
 	b.want(t, "afterwards", 1, 120)
 }
 
 func TestLedgerGoesOnAfterLoss(t *testing.T) {
-	b := &book{now: time.Now(), table: []uint64{1000, 500}}
+	b := newBook(1000, 500)
 	b.want(t, "two live", 2, 1500)
 	b.table = []uint64{500}
 	b.want(t, "one is lost", 2, 1500)
@@ -89,26 +97,26 @@ func TestLedgerGoesOnAfterLoss(t *testing.T) {
 }
 
 func TestLedgerStartsAtZero(t *testing.T) {
-	b := &book{now: time.Now(), table: []uint64{1000, 500}}
+	b := newBook(1000, 500)
 	b.read()
 	b.start()
 	b.want(t, "at the start", 0, 0)
 	b.table = []uint64{1010, 500, 5}
 	b.want(t, "one grows, one comes", 1, 15)
 	b.table = []uint64{500, 5}
-	b.count(web, bytesFlow(1020))
+	b.count(&b.web, bytesFlow(1020))
 	b.want(t, "one ends", 1, 25)
 }
 
 func TestLedgerForgets(t *testing.T) {
-	b := &book{now: time.Now(), table: []uint64{100}}
+	b := newBook(100)
 	b.scrape()
 	b.table = nil
-	b.count(web, bytesFlow(100))
+	b.count(&b.web, bytesFlow(100))
 	b.keep(nil, b.now)
 	b.now = b.now.Add(afterlife)
 	b.want(t, "an hour after it went", 1, 100)
-	b.keep([]*servicePort{{series: web}}, b.now) // made anew
+	b.keep([]*servicePort{{series: webSeries}}, b.now) // made anew
 	b.now = b.now.Add(2 * afterlife)
 	b.want(t, "made anew", 1, 100)
 	b.keep(nil, b.now)
@@ -120,25 +128,22 @@ func TestLedgerForgets(t *testing.T) {
 }
 
 func TestLedgerOpen(t *testing.T) {
-	b := &book{}
+	b := newBook()
 	b.begin()
 	for _, state := range []uint8{nl.TCP_CONNTRACK_ESTABLISHED, nl.TCP_CONNTRACK_TIME_WAIT} {
 		f := bytesFlow(1)
 		f.tcpState = state
-		b.see(web, f)
+		b.see(&b.web, f)
 	}
 	b.settle(time.Now())
-	b.each(func(_ series, told tally, open int) {
-		if told[connections] != 2 || open != 1 {
-			t.Errorf("%d connections, %d open: want 2, 1", told[connections], open)
-		}
-	})
+	if got := b.readings(); len(got) != 1 || got[0].tally[connections] != 2 || got[0].open != 1 {
+		t.Errorf("told is %v, want 2 connections, 1 of them open", got)
+	}
 }
 
 func TestLedgerAllocatesNothing(t *testing.T) {
-	var l ledger
-	f := bytesFlow(100)
-	if n := testing.AllocsPerRun(100, func() { l.count(web, f) }); n != 0 {
+	b, f := newBook(), bytesFlow(100)
+	if n := testing.AllocsPerRun(100, func() { b.count(&b.web, f) }); n != 0 {
 		t.Errorf("%v allocations a flow", n)
 	}
 }

@@ -72,19 +72,26 @@ func (t *Tracker) Collect(ch chan<- prometheus.Metric) {
 	} else {
 		t.ledger.settle(time.Now())
 	}
-	t.ledger.each(func(s series, told tally, open int) { t.descs.send(ch, s, told, open) })
+	t.descs.send(ch, t.ledger.readings())
 }
 
-func (d descs) send(ch chan<- prometheus.Metric, s series, told tally, open int) {
-	labels := [...]string{s.cluster, s.namespace, s.service, s.port, s.protocol, "in"}
-	port, directed := labels[:5], labels[:]
-	send(ch, d.total, prometheus.CounterValue, told[connections], port...)
-	send(ch, d.open, prometheus.GaugeValue, uint64(open), port...)
-	send(ch, d.packets, prometheus.CounterValue, told[packetsIn], directed...)
-	send(ch, d.bytes, prometheus.CounterValue, told[bytesIn], directed...)
-	labels[5] = "out"
-	send(ch, d.packets, prometheus.CounterValue, told[packetsOut], directed...)
-	send(ch, d.bytes, prometheus.CounterValue, told[bytesOut], directed...)
+func (d descs) send(ch chan<- prometheus.Metric, all []reading) {
+	for i := range all {
+		r := &all[i]
+		send(ch, d.total, prometheus.CounterValue, r.tally[connections], r.labels()...)
+		send(ch, d.open, prometheus.GaugeValue, uint64(r.open), r.labels()...)
+		send(ch, d.packets, prometheus.CounterValue, r.tally[packetsIn], r.labels("in")...)
+		send(ch, d.bytes, prometheus.CounterValue, r.tally[bytesIn], r.labels("in")...)
+	}
+	for i := range all {
+		r := &all[i]
+		send(ch, d.packets, prometheus.CounterValue, r.tally[packetsOut], r.labels("out")...)
+		send(ch, d.bytes, prometheus.CounterValue, r.tally[bytesOut], r.labels("out")...)
+	}
+}
+
+func (s *series) labels(direction ...string) []string {
+	return append([]string{s.cluster, s.namespace, s.service, s.port, s.protocol}, direction...)
 }
 
 // send leaves out what cannot be a label: names are the cluster's, and one that is no UTF-8 must not cost all other metrics.

@@ -1,7 +1,6 @@
 package conntrack
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -23,29 +22,21 @@ const (
 	filterProtoNum = 1 << 3 // CTA_FILTER_F_CTA_PROTO_NUM
 )
 
-// answerTimeout is how long the kernel may take to go on with an answer, before it is held to be lost.
-var answerTimeout = unix.Timeval{Sec: 10}
-
 // A table is the kernel's connection tracking table, of the network namespace in which it was opened.
-type table struct{ sockets map[int]*nl.SocketHandle }
+type table struct{ querier }
 
 func openTable() (*table, error) {
-	s, err := nl.Subscribe(unix.NETLINK_NETFILTER)
+	socket, _, err := open()
 	if err != nil {
-		return nil, fmt.Errorf("open a socket to connection tracking: %w", err)
+		return nil, err
 	}
-	if err := errors.Join(s.SetReceiveTimeout(&answerTimeout), s.SetSendTimeout(&answerTimeout)); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("set the timeouts of a socket to connection tracking: %w", err)
-	}
-	return &table{map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: s}}}, nil
+	return &table{querier{socket: socket, b: make([]byte, answerSize)}}, nil
 }
 
-func (t *table) close() { t.sockets[unix.NETLINK_NETFILTER].Close() }
+func (t *table) close() { t.socket.Close() }
 
-func (t *table) request(command, flags int, family uint8, attrs ...nl.NetlinkRequestData) *nl.NetlinkRequest {
+func request(command, flags int, family uint8, attrs ...nl.NetlinkRequestData) *nl.NetlinkRequest {
 	r := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|command, flags)
-	r.Sockets = t.sockets
 	r.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 	for _, a := range attrs {
 		r.AddData(a)
@@ -85,11 +76,10 @@ func (t *table) ofUDP(f func(*flow)) error {
 // dump reads the table. The flow is valid until f returns.
 func (t *table) dump(family uint8, f func(*flow), filter ...nl.NetlinkRequestData) error {
 	var fl flow
-	err := t.request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, family, filter...).ExecuteIter(unix.NETLINK_NETFILTER, 0, func(message []byte) bool {
+	err := t.ask(request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, family, filter...), func(message []byte) {
 		if fl.decode(message) {
 			f(&fl)
 		}
-		return true
 	})
 	if err != nil {
 		return fmt.Errorf("read the connection tracking table: %w", err)
@@ -122,7 +112,7 @@ func (t *table) delete(d doomed) error {
 	if d.zone != 0 {
 		attrs = append(attrs, nl.NewRtAttr(nl.CTA_ZONE, nl.BEUint16Attr(d.zone)))
 	}
-	_, err := t.request(nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, d.family, attrs...).Execute(unix.NETLINK_NETFILTER, 0)
+	err := t.ask(request(nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, d.family, attrs...), func([]byte) {})
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("delete an entry of connection tracking: %w", err)
 	}
@@ -131,27 +121,14 @@ func (t *table) delete(d doomed) error {
 
 // usage returns how many entries there are in this network namespace, and how many there may be (since Linux 4.18; or 0).
 func (t *table) usage() (entries, limit uint32, err error) {
-	messages, err := t.request(msgGetStats, unix.NLM_F_ACK, unix.AF_UNSPEC).Execute(unix.NETLINK_NETFILTER, 0)
+	err = t.ask(request(msgGetStats, unix.NLM_F_ACK, unix.AF_UNSPEC), func(message []byte) {
+		if len(message) >= nl.SizeofNfgenmsg {
+			value := message[nl.SizeofNfgenmsg:]
+			entries, limit = uint32(number(nested(value, ctaStatsGlobalEntries))), uint32(number(nested(value, ctaStatsGlobalMax)))
+		}
+	})
 	if err != nil {
 		return 0, 0, fmt.Errorf("read the number of entries of connection tracking: %w", err)
 	}
-	for _, m := range messages {
-		if len(m) >= nl.SizeofNfgenmsg {
-			value := m[nl.SizeofNfgenmsg:]
-			return uint32(number(nested(value, ctaStatsGlobalEntries))), uint32(number(nested(value, ctaStatsGlobalMax))), nil
-		}
-	}
-	return 0, 0, errors.New("read the number of entries of connection tracking: the kernel's answer is empty")
-}
-
-// messages calls f with each message in what was read from a netlink socket, without its struct nlmsghdr.
-func messages(read []byte, f func(message []byte)) {
-	for len(read) >= unix.SizeofNlMsghdr {
-		n := int(binary.NativeEndian.Uint32(read))
-		if n < unix.SizeofNlMsghdr || n > len(read) {
-			return
-		}
-		f(read[unix.SizeofNlMsghdr:n])
-		read = read[min(align(n), len(read)):]
-	}
+	return entries, limit, nil
 }

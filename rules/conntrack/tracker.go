@@ -100,7 +100,7 @@ func (t *Tracker) Run(ctx context.Context) error {
 func (t *Tracker) count(f *flow) {
 	if x := t.index.Load(); x != nil && t.ours(f) {
 		if p := x.find(destination{f.original.dst, f.original.protocol}); p != nil {
-			t.ledger.count(p.series, f)
+			t.ledger.count(p, f)
 		}
 	}
 }
@@ -162,7 +162,7 @@ func (t *Tracker) read() error {
 	x := t.index.Load()
 	return t.table.marked(t.o.Mark, t.o.MarkMask, func(f *flow) {
 		if p := x.find(destination{f.original.dst, f.original.protocol}); p != nil {
-			t.ledger.see(p.series, f)
+			t.ledger.see(p, f)
 		}
 	})
 }
