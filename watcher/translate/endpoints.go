@@ -42,17 +42,17 @@ func byName(ports []discoveryv1.EndpointPort) map[string][]discoveryv1.EndpointP
 
 // read reads the Service's EndpointSlices.
 func (s *service) read(of []*discoveryv1.EndpointSlice) {
-	s.slices = make([]endpointSlice, 0, len(of))
 	for _, slice := range of { // in any order: endpoints are ordered for each service port
 		_, headless := slice.Labels[corev1.IsHeadlessService]
-		s.slices = append(s.slices, endpointSlice{slice.Ports, byName(slice.Ports), s.readEndpoints(slice), headless})
+		first := len(s.space)
+		s.readEndpoints(slice)
+		s.slices = append(s.slices, endpointSlice{slice.Ports, byName(slice.Ports), s.space[first:], headless})
 	}
 }
 
-// readEndpoints reads the endpoints of a slice. Of the addresses of one endpoint only the first counts, as
+// readEndpoints reads the endpoints of a slice into s.space. Of the addresses of one endpoint only the first counts, as
 // discovery/v1 Endpoint.addresses says.
-func (s *service) readEndpoints(slice *discoveryv1.EndpointSlice) []model.Endpoint {
-	out := make([]model.Endpoint, 0, len(slice.Endpoints))
+func (s *service) readEndpoints(slice *discoveryv1.EndpointSlice) {
 	for i := range slice.Endpoints {
 		e := &slice.Endpoints[i]
 		if len(e.Addresses) == 0 {
@@ -69,9 +69,8 @@ func (s *service) readEndpoints(slice *discoveryv1.EndpointSlice) []model.Endpoi
 		}
 		m := modelEndpoint(e, addr)
 		m.Hinted, m.HintedHere = s.hints(e.Hints)
-		out = append(out, m)
+		s.space = append(s.space, m)
 	}
-	return out
 }
 
 // hints says whether zones are hinted at, and whether that of the edge is among them. Without a zone nothing is.

@@ -85,15 +85,17 @@ func (m *memory) translate(n *network, c *objects.Cluster) {
 	m.round++
 	m.takeSlices(c.EndpointSlices)
 	m.takeServices(c.Services)
+	next := service{network: n}
 	for _, s := range m.order {
 		if s.result == nil || s.changed > s.made || !n.answersAsBefore(s.result) {
-			s.result, s.made = n.service(s.object, s.slices), m.round
+			s.result, s.made = next.of(s.object, s.slices), m.round
 		}
 	}
 }
 
 // takeSlices finds out whose EndpointSlices have changed.
 func (m *memory) takeSlices(all []*discoveryv1.EndpointSlice) {
+	there := 0
 	for _, s := range all {
 		known := m.slices[s]
 		if known == nil {
@@ -107,6 +109,10 @@ func (m *memory) takeSlices(all []*discoveryv1.EndpointSlice) {
 			m.slices[s] = known
 		}
 		known.round = m.round
+		there++
+	}
+	if there == len(m.slices) {
+		return
 	}
 	for s, known := range m.slices {
 		if known.round != m.round {
@@ -165,7 +171,7 @@ func (m *memory) forget(s *rememberedService) (gone bool) {
 		return false
 	}
 	delete(m.services, s.object)
-	s.owner.service = nil
+	s.service = nil
 	m.tidy(s.owner)
 	return true
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"time"
 
 	"sallyport/watcher/model"
 )
@@ -18,10 +17,16 @@ type listener struct {
 // A nodePortClaim is a service port that wants a NodePort on the edge.
 type nodePortClaim struct {
 	listener
-	service model.ObjectRef
-	created time.Time
-	port    uint16 // ServicePort.port
-	field   string
+	port uint16 // ServicePort.port
+	i    int    // in spec.ports
+}
+
+func nodePortField(i int) string { return indexed("spec.ports", i, ".nodePort") }
+
+// A rivalClaim is the nodePortClaim of a Service, to be compared with others'.
+type rivalClaim struct {
+	nodePortClaim
+	*backendService
 }
 
 // resolveNodePorts takes the NodePort from each service port that cannot have it: the edge listens on it itself, or an
@@ -36,13 +41,13 @@ func resolveNodePorts(s *model.Snapshot, clusters []*translator, own []ListenPor
 	for _, c := range contested(clusters, taken) {
 		why, conflict := taken[c.listener]
 		if !conflict {
-			taken[c.listener] = c.service.String() + " has this nodePort already: choose another"
+			taken[c.listener] = c.Ref.String() + " has this nodePort already: choose another"
 			continue
 		}
-		s.Problems = append(s.Problems, model.Problem{Object: c.service, Field: c.field, Reason: model.ReasonPortConflict, Message: why})
-		svc := s.Service(c.service)
-		if !ours[c.service] {
-			ours[c.service], svc.Ports = true, slices.Clone(svc.Ports)
+		s.Problems = append(s.Problems, model.Problem{Object: c.Ref, Field: nodePortField(c.i), Reason: model.ReasonPortConflict, Message: why})
+		svc := s.Service(c.Ref)
+		if !ours[c.Ref] {
+			ours[c.Ref], svc.Ports = true, slices.Clone(svc.Ports)
 		}
 		svc.Port(c.port, c.protocol).NodePort = 0
 	}
@@ -50,34 +55,34 @@ func resolveNodePorts(s *model.Snapshot, clusters []*translator, own []ListenPor
 
 // contested are the claims to node ports that are taken, or that there are several for, the oldest first. They are few: that
 // there is nothing to decide is found out of a bit for each port.
-func contested(clusters []*translator, taken map[listener]string) []nodePortClaim {
+func contested(clusters []*translator, taken map[listener]string) []rivalClaim {
 	var once, twice portSet
 	for l := range taken {
 		once.add(l)
 	}
-	eachClaim(clusters, func(c *nodePortClaim) {
+	eachClaim(clusters, func(_ *backendService, c *nodePortClaim) {
 		if once.has(c.listener) {
 			twice.add(c.listener)
 		}
 		once.add(c.listener)
 	})
-	var all []nodePortClaim
-	eachClaim(clusters, func(c *nodePortClaim) {
+	var all []rivalClaim
+	eachClaim(clusters, func(s *backendService, c *nodePortClaim) {
 		if twice.has(c.listener) {
-			all = append(all, *c)
+			all = append(all, rivalClaim{*c, s})
 		}
 	})
-	slices.SortStableFunc(all, func(a, b nodePortClaim) int {
-		return cmp.Or(a.created.Compare(b.created), a.service.Compare(b.service))
+	slices.SortStableFunc(all, func(a, b rivalClaim) int {
+		return cmp.Or(a.Created.Compare(b.Created), a.Ref.Compare(b.Ref))
 	})
 	return all
 }
 
-func eachClaim(clusters []*translator, do func(*nodePortClaim)) {
+func eachClaim(clusters []*translator, do func(*backendService, *nodePortClaim)) {
 	for _, t := range clusters {
 		for _, s := range t.memory.order {
 			for i := range s.result.claims {
-				do(&s.result.claims[i])
+				do(s.result, &s.result.claims[i])
 			}
 		}
 	}

@@ -46,25 +46,27 @@ func notServed(s *corev1.Service) string {
 	return ""
 }
 
-// A service is one Service being translated.
+// A service is one Service being translated. The space that it takes is used for one after the other.
 type service struct {
 	*network
 	*corev1.Service
 	slices    []endpointSlice
-	ports     map[listener]bool // that it has so far
+	ports     map[listener]bool // that it has so far, if it may have many
 	endpoints int               // of all ports so far
 	result    *backendService
+
+	space []model.Endpoint // for those of the slices
 }
 
-// service translates a Service with its EndpointSlices.
-func (n *network) service(s *corev1.Service, of []*discoveryv1.EndpointSlice) *backendService {
-	b := &backendService{why: notServed(s)}
-	v := service{network: n, Service: s, ports: make(map[listener]bool, len(s.Spec.Ports)), result: b}
-	b.Ref, b.Created = n.ref("Service", s), created(s)
-	b.status = v.statusOf()
+// of translates a Service with its EndpointSlices.
+func (s *service) of(v *corev1.Service, slices []*discoveryv1.EndpointSlice) *backendService {
+	b := &backendService{why: notServed(v)}
+	*s = service{network: s.network, Service: v, result: b, slices: s.slices[:0], space: s.space[:0]}
+	b.Ref, b.Created = s.ref("Service", v), created(v)
+	b.status = s.statusOf()
 	if b.why == "" {
-		v.read(of)
-		v.translate()
+		s.read(slices)
+		s.translate()
 	}
 	return b
 }
@@ -80,6 +82,9 @@ func (s *service) translate() {
 	s.addresses()
 	s.clients()
 	b.Ports = make([]model.ServicePort, 0, len(s.Spec.Ports))
+	if len(s.Spec.Ports) > model.FewPorts {
+		s.ports = make(map[listener]bool, len(s.Spec.Ports))
+	}
 	for i := range s.Spec.Ports {
 		s.port(i)
 	}

@@ -42,32 +42,34 @@ func (s *service) port(i int) {
 
 // nodePort claims the node port of spec.ports[i].
 func (s *service) nodePort(p *model.ServicePort, i int) uint16 {
-	number, field, b := uint16(s.Spec.Ports[i].NodePort), indexed("spec.ports", i, ".nodePort"), s.result
+	number, b := uint16(s.Spec.Ports[i].NodePort), s.result
 	switch {
 	case number != 0:
-		b.claims = append(b.claims, nodePortClaim{listener{p.Protocol, number}, b.Ref, b.Created, p.Port, field})
+		if b.claims == nil {
+			b.claims = make([]nodePortClaim, 0, len(s.Spec.Ports)-i)
+		}
+		b.claims = append(b.claims, nodePortClaim{listener{p.Protocol, number}, p.Port, i})
 	case s.Spec.Type == corev1.ServiceTypeNodePort:
-		s.complain(field, model.ReasonNoNodePort, "no nodePort is given, and only an API server chooses one: set it")
+		s.complain(nodePortField(i), model.ReasonNoNodePort, "no nodePort is given, and only an API server chooses one: set it")
 	}
 	return number
 }
 
 func (s *service) protocol(p *corev1.ServicePort, i int) (_ model.Protocol, ok bool) {
-	field := indexed("spec.ports", i, ".protocol")
 	switch p.Protocol {
 	case corev1.ProtocolTCP, "":
 		return model.TCP, true
 	case corev1.ProtocolUDP:
 		return model.UDP, true
 	case corev1.ProtocolSCTP:
-		if !s.o.SCTP {
-			s.complain(field, model.ReasonUnsupported, "SCTP is not served by this dataplane (l4.dataplane); the other ports are")
+		if s.o.SCTP {
+			return model.SCTP, true
 		}
-		return model.SCTP, s.o.SCTP
+		s.complain(indexed("spec.ports", i, ".protocol"), model.ReasonUnsupported, "SCTP is not served by this dataplane (l4.dataplane); the other ports are")
 	default:
-		s.complain(field, model.ReasonInvalidField, "%q is not a protocol: use TCP, UDP or SCTP", p.Protocol)
-		return "", false
+		s.complain(indexed("spec.ports", i, ".protocol"), model.ReasonInvalidField, "%q is not a protocol: use TCP, UDP or SCTP", p.Protocol)
 	}
+	return "", false
 }
 
 // checkNumbers refuses what an API server would not have taken.
@@ -77,12 +79,14 @@ func (s *service) checkNumbers(spec *corev1.ServicePort, i int, protocol model.P
 	case !isPort(spec.Port):
 		s.complain(indexed("spec.ports", i, ".port"), model.ReasonInvalidField, "%d is not between 1 and 65535", spec.Port)
 	case spec.NodePort != 0 && !isPort(spec.NodePort):
-		s.complain(indexed("spec.ports", i, ".nodePort"), model.ReasonInvalidField, "%d is not between 1 and 65535", spec.NodePort)
-	case s.ports[l]:
+		s.complain(nodePortField(i), model.ReasonInvalidField, "%d is not between 1 and 65535", spec.NodePort)
+	case s.ports[l] || s.ports == nil && s.result.Port(l.port, protocol) != nil:
 		s.complain(indexed("spec.ports", i, ".port"), model.ReasonInvalidField,
 			"%d/%s stands in the list twice: the first is served", spec.Port, protocol)
 	default:
-		s.ports[l] = true
+		if s.ports != nil {
+			s.ports[l] = true
+		}
 		return true
 	}
 	return false
@@ -97,7 +101,7 @@ func (s *service) explainUnreached(i int, d destinations) {
 	case d.onlyIPv6:
 		s.complain("spec.ipFamilies", model.ReasonUnsupported, onlyIPv6)
 	case b.LoadBalancer || len(b.ExternalIPs) > 0:
-		s.complain(indexed("spec.ports", i, ".nodePort"), model.ReasonNoNodePort, noNodePort, "the service port")
+		s.complain(nodePortField(i), model.ReasonNoNodePort, noNodePort, "the service port")
 	}
 }
 
