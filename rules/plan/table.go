@@ -30,10 +30,10 @@ func Table(destinations []model.Destination) []uint32 {
 		return nil
 	}
 	weights, sum := reducedWeights(destinations)
-	if sum <= PlainSlots {
+	size := Slots(destinations)
+	if size <= PlainSlots {
 		return plainTable(weights)
 	}
-	size := min(powerOfTwo(2*sum), powerOfTwo(16*len(weights)), MaxSlots)
 	hashes := make([]uint64, len(weights))
 	for i := range hashes {
 		hashes[i] = hash(destinations[i].Addr)
@@ -41,12 +41,29 @@ func Table(destinations []model.Destination) []uint32 {
 	return maglev(hashes, quotas(hashes, weights, sum, size), size)
 }
 
+// Slots is how many slots the table for destinations has, without making it.
+func Slots(destinations []model.Destination) int {
+	destinations = destinations[:min(len(destinations), MaxSlots)]
+	divisor, sum := 0, 0
+	for _, d := range destinations {
+		divisor = gcd(divisor, weight(d))
+		sum += weight(d)
+	}
+	if divisor > 0 {
+		sum /= divisor
+	}
+	if sum <= PlainSlots {
+		return sum
+	}
+	return min(powerOfTwo(2*sum), powerOfTwo(16*len(destinations)), MaxSlots)
+}
+
 // reducedWeights are the weights, without what they have in common, and their sum.
 func reducedWeights(destinations []model.Destination) (weights []int, sum int) {
 	weights = make([]int, min(len(destinations), MaxSlots))
 	divisor := 0
 	for i := range weights {
-		weights[i] = max(1, int(destinations[i].Weight))
+		weights[i] = weight(destinations[i])
 		divisor = gcd(divisor, weights[i])
 	}
 	for i := range weights {
@@ -55,6 +72,8 @@ func reducedWeights(destinations []model.Destination) (weights []int, sum int) {
 	}
 	return weights, sum
 }
+
+func weight(d model.Destination) int { return max(1, int(d.Weight)) }
 
 func gcd(a, b int) int {
 	for b != 0 {
@@ -66,7 +85,8 @@ func gcd(a, b int) int {
 // powerOfTwo is the smallest one that is at least n.
 func powerOfTwo(n int) int { return 1 << bits.Len(uint(n-1)) }
 
-func plainTable(weights []int) (table []uint32) {
+func plainTable(weights []int) []uint32 {
+	table := make([]uint32, 0, PlainSlots)
 	for i, w := range weights {
 		for range w {
 			table = append(table, uint32(i))

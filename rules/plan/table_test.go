@@ -38,6 +38,9 @@ func TestPlainTable(t *testing.T) {
 		if got := fmt.Sprint(Table(weighted(tt.weights...))); got != tt.want {
 			t.Errorf("%v: got %s, want %s", tt.weights, got, tt.want)
 		}
+		if got, want := Slots(weighted(tt.weights...)), len(Table(weighted(tt.weights...))); got != want {
+			t.Errorf("%v: %d slots foretold, there are %d", tt.weights, got, want)
+		}
 	}
 }
 
@@ -61,6 +64,9 @@ func TestShares(t *testing.T) {
 			table := Table(tt.destinations)
 			if len(table) != tt.slots {
 				t.Fatalf("%d slots, want %d", len(table), tt.slots)
+			}
+			if got := Slots(tt.destinations); got != tt.slots {
+				t.Errorf("%d slots foretold, want %d", got, tt.slots)
 			}
 			sum := 0.0
 			for _, d := range tt.destinations {
