@@ -72,10 +72,9 @@ func (p *Proxy) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	return model.Partial(errors.Join(errs...))
 }
 
-// wants lists the listeners that s asks for, each address once, and an error for each one that a second Service asks for. The
-// older one has it, also while it has no destinations.
-func (p *Proxy) wants(s *model.Snapshot) (wants []want, errs []error) {
-	owner := make(map[address]model.ObjectRef)
+// wants lists the listeners that s asks for, each address once, and an error for each one that a second Service asks for.
+func (p *Proxy) wants(s *model.Snapshot) ([]want, []error) {
+	c := claims{owner: make(map[address]model.ObjectRef)}
 	p.states.begin()
 	for _, svc := range byAge(s.Services) {
 		for k := range svc.Ports {
@@ -86,20 +85,33 @@ func (p *Proxy) wants(s *model.Snapshot) (wants []want, errs []error) {
 			}
 			state := p.states.port(svc, port)
 			for _, e := range entries {
-				first, taken := owner[e.address]
-				switch {
-				case !taken:
-					owner[e.address] = svc.Ref
-				case first != svc.Ref:
-					errs = append(errs, fmt.Errorf("stream: %v: %v is taken by %v; give one of them another port", svc.Ref, e.address, first))
-				}
-				if !taken && len(port.Destinations) > 0 {
-					wants = append(wants, want{e, svc.Ref, state, port.Destinations, svc.Affinity, svc.ProxyProtocol})
-				}
+				c.add(want{e, svc.Ref, state, port.Destinations, svc.Affinity, svc.ProxyProtocol})
 			}
 		}
 	}
-	return wants, errs
+	return c.wants, c.errs
+}
+
+// claims are the wants of one snapshot while they are collected.
+type claims struct {
+	owner map[address]model.ObjectRef
+	wants []want
+	errs  []error
+}
+
+// add gives the address to the Service, unless an older one has it; who has it keeps it while it has no destinations, too. A
+// Service may ask for an address several times over.
+func (c *claims) add(w want) {
+	first, taken := c.owner[w.address]
+	switch {
+	case taken && first != w.service:
+		c.errs = append(c.errs, fmt.Errorf("stream: %v: %v is taken by %v; give one of them another port", w.service, w.address, first))
+	case !taken:
+		c.owner[w.address] = w.service
+		if len(w.destinations) > 0 {
+			c.wants = append(c.wants, w)
+		}
+	}
 }
 
 // byAge returns the Services in the order in which they may claim addresses.
@@ -128,9 +140,11 @@ func (p *Proxy) entries(svc *model.Service, port *model.ServicePort) []entry {
 		}
 	}
 	add(svc.VIPs, port.Port, entry{ranges: svc.SourceRanges})
-	if port.NodePort != 0 && p.opt.SourceRangesOnNodePorts {
+	switch {
+	case port.NodePort == 0:
+	case p.opt.SourceRangesOnNodePorts:
 		add(p.opt.NodePortAddresses, port.NodePort, entry{ranges: svc.SourceRanges})
-	} else if port.NodePort != 0 {
+	default:
 		add(p.opt.NodePortAddresses, port.NodePort, entry{})
 	}
 	add(svc.ExternalIPs, port.Port, entry{})
