@@ -22,11 +22,18 @@ func (r *renderer) refuseOthers(forward *chain) {
 		r.filter.chain(AloneChain).rule("-j DROP")
 		return
 	}
-	if len(r.Routed) == 0 {
-		return
+	if routed := r.routed(); len(routed) > 0 {
+		forward.rule(unknown + podsChain)
+		destination := r.byDestination()
+		tree{b: r.filter, name: podsChain, by: destination, write: func(c *chain, it item) {
+			c.rule(destination.match([]item{it}), "-j DROP")
+		}}.build(routed)
 	}
-	forward.rule(unknown + podsChain)
-	tree{b: r.filter, name: podsChain, by: byDestination}.build(prefixItems(plan.Disjoint(slices.Clone(r.Routed)), func(c *chain, p netip.Prefix) {
-		c.rule("-d", p.String(), "-j DROP")
-	}))
+}
+
+// routed are the networks of the family that are closed to others.
+func (r *renderer) routed() []item {
+	all := slices.Clone(r.Routed)
+	all = slices.DeleteFunc(all, func(p netip.Prefix) bool { return !r.Family.Has(p.Addr()) })
+	return prefixItems(plan.Disjoint(all))
 }

@@ -13,6 +13,7 @@ type Hook struct{ Table, From, To string }
 var Hooks = [...]Hook{
 	{"filter", "INPUT", "SALLY-INPUT"},
 	{"filter", "FORWARD", "SALLY-FORWARD"},
+	{"filter", "OUTPUT", "SALLY-OUTPUT"},
 	{"nat", "POSTROUTING", "SALLY-POSTROUTING"},
 	{"nat", "PREROUTING", "SALLY-SERVICES"},
 	{"nat", "OUTPUT", "SALLY-SERVICES"},

@@ -10,32 +10,47 @@ import (
 //
 //	bits 31..24  plan.Options.Mark: the mark is Sallyport's
 //	bits 23..20  verdict
-//	bits 19..0   hash slot: which endpoint was chosen
+//	bits 19..16  plan.Address.Group, of which addresses the source is replaced by; 0 for the edge's own
+//	bits 15..0   hash slot: which endpoint was chosen
 //
 // It stands from nat PREROUTING (or OUTPUT) to nat POSTROUTING of a connection's first packet, which clears it:
 // a packet that is encapsulated afterwards must not carry it into its next round. HMARK overwrites all 32 bits,
-// so verdict and owner come from its offset. Connections carry the top byte as their connmark, the other 24 bits
+// so all but the slot comes from its offset. Connections carry the top byte as their connmark, the other 24 bits
 // of which are left to others.
 const (
-	verdictMasquerade = 1 << 20 // sent to an endpoint: masquerade
-	verdictReject     = 2 << 20 // service port without destinations: refuse
+	verdictSent   = 1 << 20 // sent to an endpoint
+	verdictReject = 2 << 20 // service port without destinations: refuse
+	verdictDrop   = 3 << 20 // from outside the source ranges, or beyond a limit: drop
+	verdictMask   = 0xfff00000
 
-	slotBits    = 20
-	verdictMask = 0xfff00000
-	wholeMask   = 0xffffffff
+	// refusedMask, with verdictReject, matches verdictDrop as well.
+	refusedMask = plan.OwnerMask | verdictReject
+
+	groupShift = 16
+	groupMask  = plan.MaxGroups << groupShift
+
+	slotBits  = 16
+	slotMask  = plan.MaxSlots - 1
+	wholeMask = 0xffffffff
 )
 
 // Accepting are the rules, as iptables-save prints them but for -A, by which other firewalls let our connections pass: of the
 // first packet, and of all that follow.
 func Accepting(chain string, o plan.Options) (first, next string) {
-	return chain + " -m mark --mark " + markValue(o.Owner()|verdictMasquerade, verdictMask) + " -j ACCEPT",
+	return chain + " " + isMarked(o.Owner()|verdictSent, verdictMask) + " -j ACCEPT",
 		chain + " -m connmark --mark " + markValue(o.Owner(), plan.OwnerMask) + " -j ACCEPT"
 }
 
 // FirstPacket is the mark, and its mask, of the first packet of a connection that was sent to an endpoint.
 func FirstPacket(o plan.Options) (mark, mask uint32) {
-	return o.Owner() | verdictMasquerade, verdictMask
+	return o.Owner() | verdictSent, verdictMask
 }
+
+// isMarked matches the bits of the mask.
+func isMarked(mark, mask uint32) string { return "-m mark --mark " + markValue(mark, mask) }
+
+// setMark sets the whole mark.
+func setMark(mark uint32) string { return "-j MARK --set-xmark " + markValue(mark, wholeMask) }
 
 // markValue prints a mark and its mask as -m mark, -m connmark and the MARK targets read it.
 func markValue(mark, mask uint32) string { return hexMark(mark) + "/" + hexMark(mask) }

@@ -4,33 +4,61 @@ package iptables
 
 import (
 	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"sallyport/rules/plan"
+	"sallyport/watcher/model"
 )
 
 // Render computes the rules for a plan. It is pure: equal plans give equal bytes.
-func Render(p *plan.Plan) Ruleset {
-	r := renderer{Plan: p, nat: &builder{name: "nat"}, filter: &builder{name: "filter"}, spreads: map[*plan.Target]bool{}}
+func Render(p *plan.Plan) Ruleset { return new(Renderer).Render(p) }
+
+// A Renderer renders one plan after the other, and keeps what does not change. The zero value works. It is for one goroutine.
+type Renderer struct {
+	made  setting
+	kept  map[string]*kept // chains of the nat table
+	round int
+}
+
+// setting is what all chains depend on.
+type setting struct {
+	family      plan.Family
+	owner, seed uint32
+}
+
+// Render gives the same as the function Render, with the chains of the last plan where nothing about them changed.
+func (k *Renderer) Render(p *plan.Plan) Ruleset {
+	if s := (setting{p.Family, p.Owner(), p.HashSeed}); k.kept == nil || k.made != s {
+		k.made, k.kept = s, map[string]*kept{}
+	}
+	k.round++
+	r := renderer{Plan: p, dialect: dialectOf(p.Family),
+		nat: &builder{name: "nat", kept: k.kept, round: k.round}, filter: &builder{name: "filter"}}
 	r.services()
 	r.nodePorts()
 	r.postrouting()
 	r.filters()
+	for name, c := range k.kept {
+		if c.round != k.round {
+			delete(k.kept, name)
+		}
+	}
+	slices.SortFunc(r.sets, Set.compare)
 	// filter first: what the nat table lets in is already guarded, and accepted where the policy is to drop.
-	return Ruleset{Family: p.Family, Tables: []Table{r.filter.table(), r.nat.table()}}
+	return Ruleset{Family: p.Family, Sets: slices.Compact(r.sets), Tables: []Table{r.filter.table(), r.nat.table()}}
 }
 
 // A renderer turns one plan into chains.
 type renderer struct {
 	*plan.Plan
+	*dialect
 	nat, filter *builder
-	spreads     map[*plan.Target]bool // whose tree of destinations is built
+	sets        []Set
 }
 
-// services writes what PREROUTING and OUTPUT jump to: VIPs first, then NodePorts.
+// services writes what PREROUTING and OUTPUT jump to: Addresses first, then NodePorts.
 func (r *renderer) services() {
 	root := r.nat.chain("SALLY-SERVICES")
 	miss := ""
@@ -38,56 +66,87 @@ func (r *renderer) services() {
 		miss = "-g SALLY-NODEPORTS"
 	}
 	if len(r.Addresses) > 0 {
-		items := make([]item, len(r.Addresses))
-		for i, v := range r.Addresses {
-			items[i] = r.vipItem(v)
-		}
-		tree{b: r.nat, name: "SALLY-VIP", by: byDestination, stop: noNodePorts, miss: miss}.enter(root, items)
+		tree{b: r.nat, name: "SALLY-VIP", by: r.byDestination(), write: r.address, stop: r.endAddresses, miss: miss, keep: true}.
+			enter(root, r.addressItems())
 	}
 	if miss != "" {
 		root.rule(miss)
 	}
 }
 
-// noNodePorts ends the walk for the VIPs of a leaf: NodePorts are not served there.
-func noNodePorts(c *chain, vips []item) {
-	addrs := make([]netip.Addr, len(vips))
-	for i, v := range vips {
-		addrs[i] = v.key.addr()
+func (r *renderer) addressItems() []item {
+	items := make([]item, len(r.Addresses))
+	refuses := false
+	for i, a := range r.Addresses {
+		it := item{key: addrKey(a.Addr), bits: r.Family.Bits(), entries: a.Entries, group: a.Group, own: a.Own}
+		if it.rules = r.prepare(it); it.rules > leafRules {
+			it.rules = len(byProtocol(a.Entries))
+		}
+		items[i] = it
+		refuses = refuses || !a.Own
 	}
-	for _, p := range merge(addrs) {
+	if refuses {
+		r.nat.chain(refuseChain).rule(setMark(r.Owner() | verdictReject))
+	}
+	return items
+}
+
+const refuseChain = "SALLY-REFUSE"
+
+// endAddresses ends the walk for the addresses of a leaf: NodePorts are not served there, and a cluster IP has no other ports.
+func (r *renderer) endAddresses(c *chain, items []item) {
+	var own, routed []netip.Addr
+	for _, it := range items {
+		if a := it.key.addr(it.bits); it.own {
+			own = append(own, a)
+		} else {
+			routed = append(routed, a)
+		}
+	}
+	for _, p := range merge(own) {
 		c.rule("-d", p.String(), "-j RETURN")
 	}
-}
-
-// vipItem gives the rules of one address: inline, or by a tree over its ports where there are many.
-func (r *renderer) vipItem(v plan.Address) item {
-	it := item{key: addrKey(v.Addr), bits: v.Addr.BitLen()}
-	for _, e := range v.Entries {
-		it.rules += rulesOf(e)
-	}
-	write := r.vipInline
-	if it.rules > leafRules {
-		it.rules, write = len(byProtocol(v.Entries)), r.vipTrees
-	}
-	it.write = func(c *chain) { write(c, "-d "+netip.PrefixFrom(v.Addr, v.Addr.BitLen()).String(), v) }
-	return it
-}
-
-func (r *renderer) vipInline(c *chain, match string, v plan.Address) {
-	for _, e := range v.Entries {
-		r.send(c, match+" "+portMatch(protocol(e), e.Port, e.Port), e)
+	for _, p := range merge(routed) {
+		c.rule("-d", p.String(), "-g", refuseChain)
 	}
 }
 
-func (r *renderer) vipTrees(c *chain, match string, v plan.Address) {
-	for _, entries := range byProtocol(v.Entries) {
-		proto := protocol(entries[0])
-		name := fmt.Sprintf("SALLY-%s-%s", hex.EncodeToString(v.Addr.AsSlice()), proto[:1])
-		items := r.portItems(entries)
-		c.rule(match, byPort(proto).match(items), "-g", name)
-		tree{b: r.nat, name: name, by: byPort(proto)}.build(items)
+// address writes the rules of one address: inline, or as a tree over its ports where there are many.
+func (r *renderer) address(c *chain, it item) {
+	match := "-d " + netip.PrefixFrom(it.key.addr(it.bits), it.bits).String()
+	rules := 0
+	for _, e := range it.entries {
+		rules += rulesOf(e)
 	}
+	if rules > leafRules {
+		r.ports(c, match, it)
+		return
+	}
+	for _, e := range it.entries {
+		r.send(c, match+" "+portMatch(protocol(e.Protocol), e.Port, e.Port), e, it.group)
+	}
+}
+
+// ports writes a tree for each protocol of an address, and the rules that lead there.
+func (r *renderer) ports(c *chain, match string, it item) {
+	for _, entries := range byProtocol(it.entries) {
+		proto := protocol(entries[0].Protocol)
+		name, by := "SALLY-"+addressName(it.key.addr(it.bits))+"-"+proto[:1], space(byPort(proto))
+		if r.Family == plan.IPv6 {
+			by = shortPort{byPort(proto)}
+		}
+		items := portItems(entries, it.group)
+		c.rule(match, by.match(items), "-g", name)
+		tree{b: r.nat, name: name, by: by, write: r.port, keep: true}.build(items)
+	}
+}
+
+// addressName stands for an address in a chain's name.
+func addressName(a netip.Addr) string {
+	if a.Is4() {
+		return hex.EncodeToString(a.AsSlice())
+	}
+	return digest(digestLength, a.String())
 }
 
 // nodePorts writes the way to the service ports by NodePort, at the edge's own addresses.
@@ -96,16 +155,24 @@ func (r *renderer) nodePorts() {
 		return
 	}
 	root := r.nat.chain("SALLY-NODEPORTS")
-	// What is sent from loopback to loopback cannot leave the machine (net.ipv4.conf.*.route_localnet).
-	root.rule("-d 127.0.0.0/8 -j RETURN")
+	for _, p := range r.unserved {
+		root.rule("-d", p.String(), "-j RETURN")
+	}
+	// An answer to one of these may have any port: its connection is known to another edge, or was.
+	for _, p := range merge(r.Held) {
+		root.rule("-d", p.String(), "-j RETURN")
+	}
 	for _, entries := range byProtocol(r.NodePorts) {
-		proto := protocol(entries[0])
-		items := r.portItems(entries)
+		proto := protocol(entries[0].Protocol)
+		items := portItems(entries, 0)
+		for _, it := range items {
+			r.prepare(it)
+		}
 		name := "SALLY-" + strings.ToUpper(proto)
 		for _, at := range r.NodePortAddresses {
 			root.rule("-d", at.String(), byPort(proto).match(items), "-m addrtype --dst-type LOCAL -g", name)
 		}
-		tree{b: r.nat, name: name, by: byPort(proto)}.build(items)
+		tree{b: r.nat, name: name, by: byPort(proto), write: r.port, keep: true}.build(items)
 	}
 }
 
@@ -121,24 +188,19 @@ func byProtocol(entries []plan.Entry) (parts [][]plan.Entry) {
 	return parts
 }
 
-// protocol is an entry's, as iptables spells it.
-func protocol(e plan.Entry) string { return strings.ToLower(string(e.Protocol)) }
+// protocol is one as iptables spells it.
+func protocol(p model.Protocol) string { return strings.ToLower(string(p)) }
 
-func (r *renderer) portItems(entries []plan.Entry) []item {
+func portItems(entries []plan.Entry, group uint8) []item {
 	items := make([]item, len(entries))
 	for i, e := range entries {
-		match := portMatch(protocol(e), e.Port, e.Port)
-		items[i] = item{key: portKey(e.Port), bits: 16, rules: rulesOf(e), write: func(c *chain) { r.send(c, match, e) }}
+		items[i] = item{key: portKey(e.Port), bits: 16, rules: rulesOf(e), entries: entries[i : i+1], group: group}
 	}
 	return items
 }
 
-// postrouting writes the end of the nat table's way: what is marked gets its connection marked as ours, loses its own
-// mark, and takes the edge's address.
-func (r *renderer) postrouting() {
-	c := r.nat.chain("SALLY-POSTROUTING")
-	c.rule("-m mark ! --mark", markValue(r.Owner()|verdictMasquerade, verdictMask), "-j RETURN")
-	c.rule("-j CONNMARK --set-xmark", markValue(r.Owner(), plan.OwnerMask))
-	c.rule("-j MARK --set-xmark", markValue(0, wholeMask))
-	c.rule("-j MASQUERADE --random-fully")
+// port writes the rules of one port.
+func (r *renderer) port(c *chain, it item) {
+	e := it.entries[0]
+	r.send(c, portMatch(protocol(e.Protocol), e.Port, e.Port), e, it.group)
 }

@@ -315,6 +315,7 @@ func plainList(s *model.Snapshot, o plan.Options) string {
 	return `*filter
 :SALLY-FORWARD - [0:0]
 :SALLY-INPUT - [0:0]
+:SALLY-OUTPUT - [0:0]
 -A SALLY-FORWARD -m mark --mark 0x53100000/0xfff00000 -j ACCEPT
 -A SALLY-INPUT -m mark --mark 0x53200000/0xfff00000 -j REJECT
 ` + filter + `COMMIT

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"sallyport/rules/plan"
 )
@@ -13,8 +14,19 @@ import (
 // A Ruleset is what Sallyport wants in the kernel, table by table, in the order in which to apply them.
 type Ruleset struct {
 	Family plan.Family
+	Sets   []Set // ordered by name; they have to stand before rules that name them are written
 	Tables []Table
 }
+
+// A Set is one of ipset that rules add clients to (type hash:ip). What it holds is of use until it is in Sets no more.
+type Set struct {
+	Name   string // 31 characters
+	Family plan.Family
+	// Timeout is when entries are forgotten. Rules give theirs with each entry, so that a set made with another one will do.
+	Timeout time.Duration
+}
+
+func (s Set) compare(other Set) int { return cmp.Compare(s.Name, other.Name) }
 
 // A Table holds our chains of one iptables table, ordered by name.
 type Table struct {
@@ -116,6 +128,16 @@ func (t Table) Names() []string {
 type builder struct {
 	name   string
 	chains []*chain
+	kept   map[string]*kept // what was made for this plan and those before, by a name
+	round  int              // of this plan
+}
+
+// kept are chains, and what they were made of.
+type kept struct {
+	items  []item
+	miss   string
+	chains []*chain
+	round  int // of the last plan that has them
 }
 
 // chain adds an empty chain.
@@ -123,6 +145,28 @@ func (b *builder) chain(name string) *chain {
 	c := &chain{name: name}
 	b.chains = append(b.chains, c)
 	return c
+}
+
+// keep adds the chains that make adds, or those that it added last, for the same items.
+func (b *builder) keep(name string, items []item, miss string, make func()) {
+	k := b.kept[name]
+	if k != nil && k.miss == miss && slices.EqualFunc(k.items, items, item.same) {
+		b.chains = append(b.chains, k.chains...)
+	} else {
+		first := len(b.chains)
+		make()
+		k = &kept{miss: miss, chains: slices.Clone(b.chains[first:])}
+		b.kept[name] = k
+	}
+	// The items are the new ones also if they are the same: to keep the others would keep the snapshot that they point to.
+	k.items, k.round = items, b.round
+}
+
+// once adds what make adds, once a plan.
+func (b *builder) once(name string, it item, make func()) {
+	if k := b.kept[name]; k == nil || k.round != b.round {
+		b.keep(name, []item{it}, "", make)
+	}
 }
 
 func (b *builder) table() Table {
