@@ -71,7 +71,7 @@ func review(ctx context.Context, c config.Config) (checkReport, error) {
 		{"writes", describeStatus(c)},
 		{"admin", fmt.Sprintf("http://%s/healthz, /readyz, /metrics; %s", c.Edge.Admin.Address, cmp.Or(c.Edge.Admin.Socket, "no socket"))},
 	}}
-	if c.L4.Dataplane != config.DataplaneIptables {
+	if c.L4.Dataplane == config.DataplaneUserspace {
 		return r, nil
 	}
 	found, err := rules.Inspect(ctx, rulesOptions(c))
@@ -118,15 +118,17 @@ func describeReach(c config.Config) string {
 }
 
 func describeNodePorts(c config.Config) string {
-	where := "all addresses of this machine"
-	if len(c.L4.NodePortAddresses) > 0 {
-		where = strings.Trim(fmt.Sprint(c.L4.NodePortAddresses), "[]")
+	where := strings.Trim(fmt.Sprint(nodePortAddresses(c.L4)), "[]")
+	how := map[string]string{
+		config.DataplaneIptables:  fmt.Sprintf("by iptables (backend %s)", c.L4.IptablesBackend),
+		config.DataplaneNFTables:  "by nftables",
+		config.DataplaneUserspace: "in user space",
+	}[c.L4.Dataplane]
+	source := "endpoints see the edge's address"
+	if c.L4.KeepsSource() {
+		source = "endpoints see the clients' addresses"
 	}
-	how := "in user space"
-	if c.L4.Dataplane == config.DataplaneIptables {
-		how = fmt.Sprintf("by iptables (backend %s)", c.L4.IptablesBackend)
-	}
-	return fmt.Sprintf("on %s, %s, snat %s", where, how, c.L4.SNAT)
+	return fmt.Sprintf("on %s, %s; %s", cmp.Or(where, "no address: this machine has no default route, set l4.nodePortAddresses"), how, source)
 }
 
 func describePools(c config.Config) string {

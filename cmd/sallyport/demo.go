@@ -50,8 +50,9 @@ func demoConfig(f flags, address netip.Addr) (config.Config, error) {
 	c.Edge.Log.Level = "warn"
 	c.Edge.Admin.Socket = filepath.Join(os.TempDir(), fmt.Sprintf("sallyport-demo-%d.sock", os.Getuid()))
 	c.L7.Addresses = []string{address.String()}
-	if !address.IsUnspecified() {
-		c.L4.NodePortAddresses = []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}
+	c.L4.NodePortAddresses = []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}
+	if address.IsUnspecified() {
+		c.L4.NodePortAddresses = []netip.Prefix{netip.PrefixFrom(address, 0)}
 	}
 	if err := f.override(&c); err != nil {
 		return c, err

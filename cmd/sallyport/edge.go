@@ -130,8 +130,10 @@ func (e *edge) newPipeline(inputs []input, trigger *watcher.Trigger, steps seque
 }
 
 func translateOptions(c config.Config, reachable func(model.ObjectRef) bool) translate.Options {
+	kernel := c.L4.Dataplane != config.DataplaneUserspace
 	o := translate.Options{
-		Reach: c.Reach, PodsReachable: reachable, IPv6: c.L4.Dataplane == config.DataplaneUserspace,
+		Reach: c.Reach, PodsReachable: reachable, IPv6: true, SCTP: kernel, ProxyProtocol: !kernel, KeepsSource: c.L4.KeepsSource(),
+		ExternalIPs: c.L4.ExternalIPs, ClusterIPs: c.L4.ClusterIPs, Zone: c.Edge.Zone,
 		TLS: c.L7.Enabled && c.L7.HTTPSPort != 0, DefaultCertificate: c.L7.DefaultCertificateName(), RedirectHTTPS: c.L7.TLS.Redirect,
 		Certificates: new(translate.CertificateCache), Memo: new(translate.Memo),
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,7 +62,7 @@ func (e *edge) explainOptions() explain.Options {
 	o := explain.Options{
 		Problems:          e.pipeline.problems.current(),
 		EdgeAddresses:     e.pipeline.options.OwnAddresses,
-		NodePortAddresses: c.L4.NodePortAddresses,
+		NodePortAddresses: nodePortAddresses(c.L4),
 		Pools:             c.Pools,
 		Dataplane:         c.L4.Dataplane,
 		Now:               time.Now(),
@@ -74,7 +75,7 @@ func (e *edge) explainOptions() explain.Options {
 		o.L7Addresses = l7Addresses(c)
 	}
 	if c.L4.Dataplane == config.DataplaneUserspace && len(o.EdgeAddresses) == 0 {
-		o.EdgeAddresses = hosts(c.L4.NodePortAddresses)
+		o.EdgeAddresses = slices.DeleteFunc(hosts(c.L4.NodePortAddresses), netip.Addr.IsUnspecified)
 	}
 	return o
 }

@@ -18,7 +18,8 @@ import (
 // newL4 makes the reconciler of the configured dataplane.
 func (e *edge) newL4(inputs []input, trigger *watcher.Trigger) (step, error) {
 	if e.config.L4.Dataplane == config.DataplaneUserspace {
-		p := stream.New(stream.Options{NodePortAddresses: hosts(e.config.L4.NodePortAddresses),
+		p := stream.New(stream.Options{NodePortAddresses: hosts(nodePortAddresses(e.config.L4)),
+			SourceRangesOnNodePorts: e.config.L4.SourceRangesOnNodePorts, HashSeed: e.config.L4.HashSeed,
 			Log: e.log.With("part", "stream"), Metrics: e.registry})
 		e.closeL4 = p.Close
 		return step{"stream", p}, nil
@@ -37,14 +38,43 @@ func (e *edge) newL4(inputs []input, trigger *watcher.Trigger) (step, error) {
 func rulesOptions(c config.Config) rules.Options {
 	return rules.Options{
 		Options: plan.Options{
-			NodePortAddresses: c.L4.NodePortAddresses,
-			SNAT:              plan.SNAT(c.L4.SNAT),
-			HashSeed:          c.L4.HashSeed,
+			NodePortAddresses:       c.L4.NodePortAddresses,
+			SourceRangesOnNodePorts: c.L4.SourceRangesOnNodePorts,
+			SNAT:                    plan.SNAT(c.L4.SNAT),
+			ReturnPath:              plan.ReturnPath(c.L4.ReturnPath),
+			Groups:                  groups(c),
+			HashSeed:                c.L4.HashSeed,
 		},
 		Backend: rules.Backend(c.L4.IptablesBackend),
 		Reach:   c.Reach,
 		L7Ports: l7Ports(c),
 	}
+}
+
+// groups are those of the configuration as plans have them.
+func groups(c config.Config) (out []plan.Group) {
+	for _, g := range c.Groups {
+		p := plan.Group{Name: g.Name, NodesGateway: g.NodesGateway}
+		for _, r := range g.SNAT {
+			p.SNATAddresses = append(p.SNATAddresses, plan.Range{First: r.First, Last: r.Last})
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// nodePortAddresses are where NodePorts are served: as configured, or at the primary address of each family.
+func nodePortAddresses(c config.L4) []netip.Prefix {
+	if len(c.NodePortAddresses) > 0 {
+		return c.NodePortAddresses
+	}
+	var out []netip.Prefix
+	for _, network := range []string{"udp4", "udp6"} {
+		if a := primaryAddress(network); a.IsValid() {
+			out = append(out, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return out
 }
 
 // l7Ports are the TCP ports that HTTP and HTTPS are served on.
@@ -72,7 +102,7 @@ func apiServers(inputs []input) (list []netip.Addr) {
 	return list
 }
 
-// hosts are the addresses of prefixes that are single addresses, as user space can only listen on those.
+// hosts are the addresses of prefixes that are single addresses, as user space can only listen on those, or that are all.
 func hosts(prefixes []netip.Prefix) []netip.Addr {
 	var out []netip.Addr
 	for _, p := range prefixes {

@@ -47,7 +47,7 @@ func ingressAddresses(c config.Config) []netip.Addr {
 	for _, text := range c.L7.Addresses {
 		a, err := netip.ParseAddr(text)
 		if err != nil || a.IsUnspecified() { // "edge", or the same as an address: every one
-			a = primaryAddress()
+			a = primaryAddress("udp4")
 		}
 		if a.IsValid() && !a.IsLoopback() {
 			out = append(out, a)
@@ -56,12 +56,15 @@ func ingressAddresses(c config.Config) []netip.Addr {
 	return out
 }
 
-// primaryAddress is the address that this machine's default route leaves by; the zero Addr without one. No packet is sent.
-func primaryAddress() netip.Addr {
-	c, err := net.Dial("udp4", "192.0.2.1:9") // of TEST-NET-1 (RFC 5737), so that no route but the default one leads there
+// primaryAddress is the address that this machine's default route of a family leaves by (network udp4 or udp6); the zero Addr
+// without one. No packet is sent.
+func primaryAddress(network string) netip.Addr {
+	// Of the networks for documentation (RFC 5737, RFC 3849), so that no route but the default one leads there.
+	elsewhere := map[string]string{"udp4": "192.0.2.1:9", "udp6": "[2001:db8::1]:9"}
+	c, err := net.Dial(network, elsewhere[network])
 	if err != nil {
 		return netip.Addr{}
 	}
 	defer c.Close()
-	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().WithZone("")
 }

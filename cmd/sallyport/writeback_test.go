@@ -11,7 +11,7 @@ import (
 // TestIngressesShowWhereClientsCanConnect: an address that L7 listens on need not be one.
 func TestIngressesShowWhereClientsCanConnect(t *testing.T) {
 	var primary []netip.Addr
-	if a := primaryAddress(); a.IsValid() {
+	if a := primaryAddress("udp4"); a.IsValid() {
 		primary = []netip.Addr{a}
 	}
 	one := []netip.Addr{netip.MustParseAddr("192.0.2.1")}

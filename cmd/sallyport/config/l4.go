@@ -26,7 +26,7 @@ func (c *Config) checkL4(p *problems) {
 func (c *Config) checkNodePortAddresses(p *problems) {
 	p.prefixes("l4.nodePortAddresses", c.L4.NodePortAddresses)
 	for i, x := range c.L4.NodePortAddresses {
-		if c.L4.Dataplane == DataplaneUserspace && !x.IsSingleIP() { // left out, it would leave none, which means the primary
+		if c.L4.Dataplane == DataplaneUserspace && !x.IsSingleIP() && x.Bits() > 0 { // left out, it would leave none, which means the primary
 			p.add(fmt.Sprintf("l4.nodePortAddresses[%d]", i),
 				"%v is a network, and userspace listens on addresses: name each of this machine's, as %v/%d", x, x.Addr(), x.Addr().BitLen())
 		}
