@@ -203,7 +203,11 @@ func TestTCPSourceRangesAreHeldToInSilence(t *testing.T) {
 // mustAnswer expects a connection, or otherwise no answer at all.
 func mustAnswer(t *testing.T, from netip.Addr, addr string, want bool, why string) {
 	t.Helper()
-	c, err := dialFrom(from, addr, briefly)
+	limit := briefly
+	if want {
+		limit = patience
+	}
+	c, err := dialFrom(from, addr, limit)
 	var failure net.Error
 	switch {
 	case err == nil:

@@ -279,8 +279,8 @@ func roundTrip(addr string) error {
 	return nil
 }
 
-// BenchmarkTCPConnect opens and ends connections. Its allocations are those of package net for the three connections that this
-// process has of each, two of them dialed, and a few of the relay: its goroutines, the timer of a dial, the entry among relays.
+// BenchmarkTCPConnect opens and ends connections. Its allocations are nearly all of package net, for the four sockets that this
+// process has of each connection, two of them dialed; the relay's own are its goroutines, the timer of a dial, its entry.
 func BenchmarkTCPConnect(b *testing.B) {
 	b.ReportAllocs()
 	e := newEdge(b, Options{})
