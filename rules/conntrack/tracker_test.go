@@ -253,3 +253,72 @@ func TestRefusedUDPLeavesNoEntry(t *testing.T) {
 		t.Errorf("there are entries:\n%s", list)
 	}
 }
+
+// An entry that got the place of a stale one stays.
+func TestDeleteByIdentity(t *testing.T) {
+	n := newNetwork(t)
+	tr := newTracker(t, n, nil)
+	var found []doomed
+	read := func() int {
+		found = nil
+		if err := tr.table.ofUDP(func(f *flow) { found = append(found, doom(f)) }); err != nil {
+			t.Fatal(err)
+		}
+		return len(found)
+	}
+	n.make(t, 1, 0x53000000, nil)
+	if read() != 1 {
+		t.Fatalf("%d entries, want 1", len(found))
+	}
+	right, wrong := found[0], found[0]
+	wrong.id ^= 1
+	for i, step := range []struct {
+		d    doomed
+		left int
+	}{{wrong, 1}, {right, 0}, {right, 0}} {
+		if err := tr.table.delete(step.d); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(); got != step.left {
+			t.Errorf("%d entries are left by deletion %d, want %d", got, i, step.left)
+		}
+	}
+}
+
+// The table is read when something changed by which an entry may be stale, and not otherwise. One that no change accounts for
+// shows when it was.
+func TestReadWhenNeeded(t *testing.T) {
+	n := newNetwork(t)
+	tr := newTracker(t, n, nil)
+	web := scenario.Service("web", "198.51.100.80", "TCP 80 0: 10.1.0.9:80")
+	reconcile(t, tr, dns("UDP", 0), web)
+	n.make(t, 1, 0x53000000, func(int) netip.AddrPort { return netip.MustParseAddrPort("198.51.100.99:53") })
+	for _, step := range []struct {
+		name     string
+		services []model.Service
+		left     bool
+	}{
+		{"nothing", []model.Service{dns("UDP", 0), web}, true},
+		{"an endpoint of TCP", []model.Service{dns("UDP", 0), scenario.Service("web", "198.51.100.80", "TCP 80 0:")}, true},
+		{"an endpoint more", []model.Service{dns("UDP", 0, 1), web}, true},
+		{"an endpoint less", []model.Service{dns("UDP", 1), web}, false},
+	} {
+		reconcile(t, tr, step.services...)
+		if left := strings.Contains(n.entries(t, "udp"), "198.51.100.99"); left != step.left {
+			t.Errorf("%s: the entry is there: %v", step.name, left)
+		}
+	}
+}
+
+// Snapshots are let go when there is a new one, also if no service port changed.
+func TestOldSnapshotsGo(t *testing.T) {
+	var tr Tracker
+	first, second := []model.Service{dns("TCP", 0)}, []model.Service{dns("TCP", 1)}
+	x := tr.learn(first, edge)
+	if tr.learn(second, edge) != x {
+		t.Error("an endpoint of TCP makes another index")
+	}
+	if &x.services[0] != &second[0] {
+		t.Error("the index keeps the first snapshot")
+	}
+}
