@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -309,28 +310,34 @@ func TestAPICacheIsSlim(t *testing.T) {
 			Labels:      map[string]string{corev1.LabelTopologyZone: "a", discoveryv1.LabelServiceName: "web", "team": "shop"}}
 	}
 	node := &corev1.Node{ObjectMeta: meta("", "n1"),
-		Spec: corev1.NodeSpec{PodCIDRs: []string{"10.244.1.0/24"}, ProviderID: "x"},
+		Spec: corev1.NodeSpec{PodCIDRs: []string{"10.244.1.0/24"}, ProviderID: "x",
+			Taints: []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Value: "1700000000", Effect: corev1.TaintEffectNoSchedule}}},
 		Status: corev1.NodeStatus{
 			Images:     []corev1.ContainerImage{{Names: []string{"big"}}},
 			Capacity:   corev1.ResourceList{"cpu": {}},
 			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.1"}},
 			Conditions: []corev1.NodeCondition{{Type: "DiskPressure"}, {Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now(), Message: "ok"}}}}
 	slice := &discoveryv1.EndpointSlice{ObjectMeta: meta("shop", "web-1"), Endpoints: []discoveryv1.Endpoint{{
-		Addresses: []string{"10.244.1.5"}, Hints: &discoveryv1.EndpointHints{}, TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: "p", UID: "u", Namespace: "shop"}}}}
-	service := &corev1.Service{ObjectMeta: meta("shop", "web")}
+		Addresses: []string{"10.244.1.5"}, Hints: &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: "a"}}, ForNodes: []discoveryv1.ForNode{{Name: "n1"}}},
+		NodeName: new("n1"), Zone: new("a"), TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: "p", UID: "u", Namespace: "shop"}}}}
+	service := &corev1.Service{ObjectMeta: meta("shop", "web"), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Selector: map[string]string{"app": "web"},
+		ClusterIP: "10.96.0.1", ClusterIPs: []string{"10.96.0.1", "fd00::1"}, Ports: []corev1.ServicePort{{Name: "http", Port: 80, NodePort: 30080, Protocol: corev1.ProtocolTCP}}}}
 
 	log, _ := textLog()
 	a := fakeAPI(t, fake.NewClientset(node, slice, service), log)
 	eventually(t, start(t, a), "synced", ready(a))
 	c, _ := a.Objects()
-	if got := c.Services[0]; got.ManagedFields != nil || got.OwnerReferences != nil || got.Finalizers != nil || fmt.Sprint(got.Annotations) != "map[keep:me]" || len(got.Labels) != 3 {
-		t.Errorf("Service %+v", got.ObjectMeta)
+	if got := c.Services[0]; got.ManagedFields != nil || got.OwnerReferences != nil || got.Finalizers != nil || fmt.Sprint(got.Annotations) != "map[keep:me]" || len(got.Labels) != 3 ||
+		got.Spec.Selector != nil || fmt.Sprint(got.Spec.ClusterIPs) != "[10.96.0.1 fd00::1]" || !reflect.DeepEqual(got.Spec.Ports, service.Spec.Ports) {
+		t.Errorf("Service %+v", got)
 	}
 	if got := c.Nodes[0]; fmt.Sprint(got.Labels) != "map[topology.kubernetes.io/zone:a]" || got.Annotations != nil || got.Status.Images != nil || got.Status.Capacity != nil ||
-		len(got.Status.Conditions) != 1 || !got.Status.Conditions[0].LastHeartbeatTime.IsZero() || got.Spec.ProviderID != "" || got.Spec.PodCIDRs == nil || got.Status.Addresses == nil {
+		len(got.Status.Conditions) != 1 || !got.Status.Conditions[0].LastHeartbeatTime.IsZero() || got.Spec.ProviderID != "" || got.Spec.PodCIDRs == nil || got.Status.Addresses == nil ||
+		!reflect.DeepEqual(got.Spec.Taints, []corev1.Taint{{Key: "ToBeDeletedByClusterAutoscaler", Effect: corev1.TaintEffectNoSchedule}}) {
 		t.Errorf("Node %+v", got)
 	}
-	if got := c.EndpointSlices[0]; fmt.Sprint(got.Labels) != "map[kubernetes.io/service-name:web]" || got.Endpoints[0].Hints != nil || *got.Endpoints[0].TargetRef != (corev1.ObjectReference{Kind: "Pod", Name: "p"}) {
+	if got := c.EndpointSlices[0]; fmt.Sprint(got.Labels) != "map[kubernetes.io/service-name:web]" ||
+		fmt.Sprint(got.Endpoints[0].Hints.ForZones) != "[{a}]" || got.Endpoints[0].Hints.ForNodes != nil || *got.Endpoints[0].NodeName != "n1" || *got.Endpoints[0].TargetRef != (corev1.ObjectReference{Kind: "Pod", Name: "p"}) {
 		t.Errorf("EndpointSlice %+v", got)
 	}
 }

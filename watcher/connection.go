@@ -79,14 +79,14 @@ func (c *connection) prepare(client kubernetes.Interface, o Options, id *identit
 	c.o, c.client, c.identity, c.gate, c.patience = o, client, id, newGate(), denialPatience
 	c.health.log = &limitedLog{log: o.Log.With("server", c.server())}
 	c.secrets = secrets{connection: c, watches: map[objects.Name]*secretWatch{}}
-	core, network := client.CoreV1(), client.NetworkingV1()
+	core, network, shared := client.CoreV1(), client.NetworkingV1(), newSharedValues()
 	watch(c, "Namespace", &corev1.Namespace{}, core.Namespaces(), slimNamespace, nil,
 		func(c *objects.Cluster) *[]*corev1.Namespace { return &c.Namespaces })
 	watch(c, "Node", &corev1.Node{}, core.Nodes(), slimNode, sameNode,
 		func(c *objects.Cluster) *[]*corev1.Node { return &c.Nodes })
-	watch(c, "Service", &corev1.Service{}, core.Services(""), nil, nil,
+	watch(c, "Service", &corev1.Service{}, core.Services(""), shared.slimService, nil,
 		func(c *objects.Cluster) *[]*corev1.Service { return &c.Services })
-	watch(c, "EndpointSlice", &discoveryv1.EndpointSlice{}, client.DiscoveryV1().EndpointSlices(""), slimEndpointSlice, nil,
+	watch(c, "EndpointSlice", &discoveryv1.EndpointSlice{}, client.DiscoveryV1().EndpointSlices(""), shared.slimEndpointSlice, nil,
 		func(c *objects.Cluster) *[]*discoveryv1.EndpointSlice { return &c.EndpointSlices })
 	watch(c, "IngressClass", &networkingv1.IngressClass{}, network.IngressClasses(), nil, nil,
 		func(c *objects.Cluster) *[]*networkingv1.IngressClass { return &c.IngressClasses })
