@@ -34,20 +34,20 @@ func BenchmarkApply(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/services=%d/all", backend, n), func(b *testing.B) {
 				for b.Loop() {
 					b.StopTimer()
-					inKernel(b, backend, func(apply func(iptables.Ruleset)) {
+					inKernel(b, backend, func(apply func(*plan.Plan)) {
 						b.StartTimer()
-						apply(iptables.Render(plan.New(s, plan.IPv4, benchOptions)))
+						apply(plan.New(s, plan.IPv4, benchOptions))
 					})
 				}
 			})
 			b.Run(fmt.Sprintf("%s/services=%d/one", backend, n), func(b *testing.B) {
-				inKernel(b, backend, func(apply func(iptables.Ruleset)) {
-					apply(iptables.Render(plan.New(s, plan.IPv4, benchOptions)))
+				inKernel(b, backend, func(apply func(*plan.Plan)) {
+					apply(plan.New(s, plan.IPv4, benchOptions))
 					port := &s.Services[n/2].Ports[0]
 					all := port.Destinations
 					for i := 0; b.Loop(); i++ {
 						port.Destinations = all[i%2:]
-						apply(iptables.Render(plan.New(s, plan.IPv4, benchOptions)))
+						apply(plan.New(s, plan.IPv4, benchOptions))
 					}
 				})
 			})
@@ -84,15 +84,15 @@ func BenchmarkConnect(b *testing.B) {
 }
 
 // inKernel runs f with a way to apply rules, in a new namespace.
-func inKernel(b *testing.B, backend Backend, f func(apply func(iptables.Ruleset))) {
+func inKernel(b *testing.B, backend Backend, f func(apply func(*plan.Plan))) {
 	b.Helper()
 	in(b, newNamespace(b), func() {
 		k, err := NewKernel(Options{Backend: backend})
 		if err != nil {
 			b.Fatal(err)
 		}
-		f(func(rs iptables.Ruleset) {
-			if err := k.apply(context.Background(), rs); err != nil {
+		f(func(p *plan.Plan) {
+			if _, err := k.rules.apply(context.Background(), p); err != nil {
 				b.Fatal(err)
 			}
 		})

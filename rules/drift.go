@@ -5,12 +5,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
 
 	"sallyport/rules/iptables"
+	"sallyport/rules/plan"
 )
 
 // A driftKind says what was done to our rules; it is a metric label.
@@ -31,28 +31,29 @@ func (k driftKind) String() string {
 
 // A finding is one thing that another program did to our rules.
 type finding struct {
+	family       plan.Family
 	kind         driftKind
 	table, chain string
 }
 
-// String gives "table kind chain", without what is not known.
+// String gives "family table kind chain", without what is not known.
 func (f finding) String() string {
-	return strings.Join(strings.Fields(fmt.Sprint(f.table, " ", f.kind, " ", f.chain)), " ")
+	return strings.Join(strings.Fields(fmt.Sprint(f.family, " ", f.table, " ", f.kind, " ", f.chain)), " ")
 }
 
 // compare puts first what matters most.
 func (f finding) compare(o finding) int {
-	return cmp.Or(cmp.Compare(f.kind, o.kind), cmp.Compare(f.table, o.table), cmp.Compare(f.chain, o.chain))
+	return cmp.Or(cmp.Compare(f.kind, o.kind), cmp.Compare(f.family, o.family), cmp.Compare(f.table, o.table), cmp.Compare(f.chain, o.chain))
 }
 
-// A drift collects what Watch finds until Reconcile makes it good.
+// A drift collects what watch finds until apply makes it good.
 type drift struct {
 	mu    sync.Mutex
 	found map[finding]bool
 	by    string // the program, where the kernel says
 }
 
-// add is called from Watch. by is empty where it is not known.
+// add is called from watch. by is empty where it is not known.
 func (d *drift) add(by string, found ...finding) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -71,48 +72,57 @@ func (d *drift) any() bool {
 	return len(d.found) > 0
 }
 
-// take empties the collection. What comes later is for the next Reconcile: it may undo what this one is about to write.
-func (d *drift) take() (found []finding, by string) {
+// take takes out what concerns a family. What comes later is for the next apply: it may undo what this one is about to write.
+func (d *drift) take(family plan.Family) (found []finding, by string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	found, by = slices.SortedFunc(maps.Keys(d.found), finding.compare), d.by
-	d.found, d.by = nil, ""
+	for f := range d.found {
+		if f.family == family {
+			found = append(found, f)
+			delete(d.found, f)
+		}
+	}
+	slices.SortFunc(found, finding.compare)
+	by = d.by
+	if len(d.found) == 0 {
+		d.by = ""
+	}
 	return found, by
 }
 
 // noteDrift counts and logs what was found since the last time.
-func (k *Kernel) noteDrift(ctx context.Context) []finding {
-	found, by := k.drift.take()
+func (w *writer) noteDrift(ctx context.Context) []finding {
+	found, by := w.drift.take(w.family)
 	if len(found) == 0 {
 		return nil
 	}
 	for _, f := range found {
-		k.metrics.drift.WithLabelValues(f.table, f.kind.String()).Inc()
+		w.metrics.drift.WithLabelValues(f.family.String(), f.table, f.kind.String()).Inc()
 	}
 	const named = 5 // enough to see what happened
 	attrs := []slog.Attr{slog.Any("found", found[:min(len(found), named)]), slog.Int("findings", len(found))}
 	if by != "" {
 		attrs = append(attrs, slog.String("by", by))
 	}
-	k.log.LogAttrs(ctx, slog.LevelWarn, "another program changed rules that are Sallyport's: they are written anew", attrs...)
+	w.log.LogAttrs(ctx, slog.LevelWarn, "another program changed rules that are Sallyport's: they are written anew", attrs...)
 	return found
 }
 
 // makeGood repairs what was found, which takes milliseconds unless that is much, and then writes everything anew: that
 // takes seconds with many services, and is for what was not found.
-func (k *Kernel) makeGood(ctx context.Context, want iptables.Ruleset, found []finding) error {
+func (w *writer) makeGood(ctx context.Context, want iptables.Ruleset, found []finding) error {
 	const few = 50
 	if len(found) <= few {
-		if err := k.mend(ctx, want, found); err != nil {
-			k.log.WarnContext(ctx, "rules are not mended one by one", "err", err)
+		if err := w.mend(ctx, want, found); err != nil {
+			w.log.WarnContext(ctx, "rules are not mended one by one", "err", err)
 		}
 	}
-	return k.rewrite(ctx, want)
+	return w.rewrite(ctx, want)
 }
 
 // mend writes the chains that were found changed, and makes the hooks that were found missing. The filter table, which
 // guards VIPs, comes first.
-func (k *Kernel) mend(ctx context.Context, want iptables.Ruleset, found []finding) error {
+func (w *writer) mend(ctx context.Context, want iptables.Ruleset, found []finding) error {
 	damaged := map[finding]bool{}
 	for _, f := range found {
 		if f.kind == driftTable || f.kind == driftUnknown {
@@ -121,15 +131,15 @@ func (k *Kernel) mend(ctx context.Context, want iptables.Ruleset, found []findin
 		damaged[finding{table: f.table, chain: f.chain}] = true
 	}
 	for _, t := range want.Tables {
-		whole := slices.DeleteFunc(slices.Clone(k.applied[t.Name].Chains), func(c iptables.Chain) bool {
+		whole := slices.DeleteFunc(slices.Clone(w.applied[t.Name].Chains), func(c iptables.Chain) bool {
 			return damaged[finding{table: t.Name, chain: c.Name}]
 		})
 		if write, _ := t.Since(iptables.Table{Chains: whole}); len(write) > 0 {
-			if err := k.flavour.restore(ctx, t.Change(write, nil, nil)); err != nil {
+			if err := w.restore(ctx, t.Change(write, nil, nil)); err != nil {
 				return fmt.Errorf("table %s: %w", t.Name, err)
 			}
 		}
-		err := restoreHooks(k.ipt, func(h iptables.Hook) bool {
+		err := restoreHooks(w.ipt, func(h iptables.Hook) bool {
 			return damaged[finding{table: h.Table, chain: h.From}] && h.Table == t.Name
 		})
 		if err != nil {
@@ -141,14 +151,14 @@ func (k *Kernel) mend(ctx context.Context, want iptables.Ruleset, found []findin
 
 // rewrite writes every chain and hook without reading what is there, which takes long with many rules. The chains of a
 // table come before the jumps to them.
-func (k *Kernel) rewrite(ctx context.Context, want iptables.Ruleset) error {
-	clear(k.sizes)
+func (w *writer) rewrite(ctx context.Context, want iptables.Ruleset) error {
+	clear(w.sizes)
 	for _, t := range want.Tables {
-		gone := t.Without(k.applied[t.Name].Names())
-		if err := k.flavour.restore(ctx, t.Change(t.Chains, gone, nil)); err != nil {
+		gone := t.Without(w.applied[t.Name].Names())
+		if err := w.restore(ctx, t.Change(t.Chains, gone, nil)); err != nil {
 			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
-		if err := restoreHooks(k.ipt, func(h iptables.Hook) bool { return h.Table == t.Name }); err != nil {
+		if err := restoreHooks(w.ipt, func(h iptables.Hook) bool { return h.Table == t.Name }); err != nil {
 			return err
 		}
 	}

@@ -26,7 +26,7 @@ type dumpedTable struct {
 
 // dump reads a backend. Of legacy, no table is made by that.
 func (f flavour) dump(ctx context.Context) (dump, error) {
-	if used, err := f.inUse(); err != nil || !used {
+	if used, err := f.inUse(""); err != nil || !used {
 		return nil, err
 	}
 	out, err := f.save(ctx)
@@ -150,10 +150,10 @@ type baseChain struct {
 	drops               bool   // its policy: what it does not accept
 }
 
-// nftFamilies are those that see IPv4 packets on their way through this machine.
-var nftFamilies = map[byte]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip"}
+// nftFamilies are those that see packets on their way through this machine.
+var nftFamilies = map[byte]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6"}
 
-// iptablesTables are the tables of family ip that iptables-nft keeps.
+// iptablesTables are the tables of families ip and ip6 that iptables-nft and ip6tables-nft keep.
 var iptablesTables = []string{"filter", "nat", "mangle", "raw", "security"}
 
 // baseChains asks the kernel, since the command nft need not be there. Chains of iptables-nft are left out.
@@ -165,7 +165,7 @@ func baseChains() (list []baseChain, err error) {
 		return nil, fmt.Errorf("list chains of nf_tables: %w", err)
 	}
 	for _, data := range answers {
-		if c, ok := parseBaseChain(data); ok && (c.family != "ip" || !slices.Contains(iptablesTables, c.table)) {
+		if c, ok := parseBaseChain(data); ok && (c.family == "inet" || !slices.Contains(iptablesTables, c.table)) {
 			list = append(list, c)
 		}
 	}

@@ -25,7 +25,7 @@ type Finding struct {
 // other iptables backend, kernel settings. It changes nothing. What it may not read is itself a finding; the only error is that
 // of ctx.
 func Inspect(ctx context.Context, o Options) ([]Finding, error) {
-	i := &inspection{o: o.withDefaults()}
+	i := &inspection{o: o.withDefaults(), own: map[plan.Family]dump{}, other: map[plan.Family]dump{}}
 	i.forwarding()
 	i.reversePathFilter()
 	i.conntrack()
@@ -33,7 +33,11 @@ func Inspect(ctx context.Context, o Options) ([]Finding, error) {
 		i.add("privileges", "The rules cannot be read, so other firewalls are not looked for: %v", err)
 		return i.findings, ctx.Err()
 	}
-	i.iptables(ctx)
+	for _, f := range plan.Families {
+		if has, _ := hasIPv6(); has || f == plan.IPv4 {
+			i.iptables(ctx, f)
+		}
+	}
 	i.nftables()
 	i.firewalls()
 	return i.findings, ctx.Err()
@@ -42,9 +46,9 @@ func Inspect(ctx context.Context, o Options) ([]Finding, error) {
 // An inspection collects findings.
 type inspection struct {
 	o        Options
-	own      dump        // of the backend that Sallyport uses
-	other    dump        // of the other one
-	chains   []baseChain // of nf_tables, those of iptables-nft aside
+	own      map[plan.Family]dump // of the backend that Sallyport uses
+	other    map[plan.Family]dump // of the other one
+	chains   []baseChain          // of nf_tables, those of iptables-nft aside
 	findings []Finding
 }
 
@@ -52,8 +56,9 @@ func (i *inspection) add(subject, format string, args ...any) {
 	i.findings = append(i.findings, Finding{subject, fmt.Sprintf(format, args...)})
 }
 
+// forwarding tells of IPv4's only: that of IPv6 is turned on when it is needed, and where it cannot be, IPv4 goes on.
 func (i *inspection) forwarding() {
-	on, err := forwarding()
+	on, err := newStack(plan.IPv4).forwards()
 	switch {
 	case err != nil:
 		i.add("ip_forward", "%v", err)
@@ -134,23 +139,27 @@ func readNumber(path string) (int, error) {
 	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
-// iptables reads the rules of both backends.
-func (i *inspection) iptables(ctx context.Context) {
-	own, err := findFlavour(i.o.Backend)
+// iptables reads the rules of a family in both backends.
+func (i *inspection) iptables(ctx context.Context, family plan.Family) {
+	own, err := findFlavour(i.o.Backend, family)
 	if err != nil {
-		i.add("iptables", "%v", err)
+		i.add(commandOf(family), "%v", err)
 		return
 	}
 	if err := own.checkUser(); err != nil {
-		i.add("iptables", "%v", err)
-	} else if i.own, err = own.dump(ctx); err != nil {
+		i.add(own.command, "%v", err)
+	} else if i.own[family], err = own.dump(ctx); err != nil {
 		i.add(own.command, "The rules cannot be read: %v", err)
 	}
-	other, err := findFlavour(own.backend.other())
+	b := BackendNFT
+	if own.backend == b {
+		b = BackendLegacy
+	}
+	other, err := findFlavour(b, family)
 	if err != nil {
 		return // not installed
 	}
-	if i.other, err = other.dump(ctx); err != nil {
+	if i.other[family], err = other.dump(ctx); err != nil {
 		i.add(other.command, "The rules cannot be read: %v", err)
 	}
 	i.otherRules(other, own)
@@ -159,17 +168,18 @@ func (i *inspection) iptables(ctx context.Context) {
 
 // otherRules reports rules of the other backend: the kernel asks both, and what one drops is dropped.
 func (i *inspection) otherRules(f, own flavour) {
-	count, tables := i.other.foreign()
+	d := i.other[f.family]
+	count, tables := d.foreign()
 	if count > 0 {
 		i.add(f.command, "%d rules in %s: the kernel asks them beside those of %s, and what either drops is dropped. See %s-save.",
 			count, strings.Join(tables, ", "), own.command, f.command)
 	}
 	first, next := iptables.Accepting("FORWARD", i.o.Options)
-	if i.other.policy("filter", "FORWARD") == "DROP" && !i.other.holds("filter", first, next) {
+	if d.policy("filter", "FORWARD") == "DROP" && !d.holds("filter", first, next) {
 		i.add(f.command, "The policy of FORWARD is DROP, which Sallyport's rules in the other backend cannot overrule. Let its connections pass:\n"+
 			"%s -I %s\n%s -I %s", f.command, first, f.command, next)
 	}
-	if i.other.policy("filter", "INPUT") == "DROP" {
+	if d.policy("filter", "INPUT") == "DROP" {
 		i.openPorts(f.command, "The policy of INPUT is DROP.", f.command+openInput, ",")
 	}
 }
@@ -179,22 +189,31 @@ const openInput = " -I INPUT -p tcp -m multiport --dports %s -j ACCEPT"
 
 // early reports what decides before Sallyport does in its own backend.
 func (i *inspection) early(f flavour) {
-	if i.own.policy("filter", "FORWARD") == "DROP" {
-		i.add("FORWARD", "Its policy is DROP. Sallyport's connections are accepted before that, so there is nothing to do.")
+	d := i.own[f.family]
+	if d.policy("filter", "FORWARD") == "DROP" {
+		i.add(subject("FORWARD", f), "Its policy is DROP. Sallyport's connections are accepted before that, so there is nothing to do.")
 	}
-	if i.own.policy("filter", "INPUT") == "DROP" && !i.own.hasChain("ufw-") {
-		i.openPorts("INPUT", "Its policy is DROP.", f.command+openInput, ",")
+	if d.policy("filter", "INPUT") == "DROP" && !d.hasChain("ufw") {
+		i.openPorts(subject("INPUT", f), "Its policy is DROP.", f.command+openInput, ",")
 	}
 	for _, h := range iptables.Hooks {
-		if before := i.own.before(h); before > 0 {
-			i.add(h.From, "%d rules of table %s stand before Sallyport's, and decide first. See %s -t %s -S %s.", before, h.Table, f.command, h.Table, h.From)
+		if before := d.before(h); before > 0 {
+			i.add(subject(h.From, f), "%d rules of table %s stand before Sallyport's, and decide first. See %s -t %s -S %s.", before, h.Table, f.command, h.Table, h.From)
 		}
 	}
 	for _, c := range [][2]string{{"raw", "PREROUTING"}, {"mangle", "PREROUTING"}, {"mangle", "FORWARD"}} {
-		if n := i.own.drops(c[0], c[1]); n > 0 {
-			i.add(c[1], "%d rules of table %s drop packets before Sallyport sees them. See %s -t %s -S %s.", n, c[0], f.command, c[0], c[1])
+		if n := d.drops(c[0], c[1]); n > 0 {
+			i.add(subject(c[1], f), "%d rules of table %s drop packets before Sallyport sees them. See %s -t %s -S %s.", n, c[0], f.command, c[0], c[1])
 		}
 	}
+}
+
+// subject is a built-in chain, with its family if that is not IPv4.
+func subject(chain string, f flavour) string {
+	if f.family == plan.IPv4 {
+		return chain
+	}
+	return f.family.String() + " " + chain
 }
 
 // openPorts says how to open L7's ports. open is a command with a place for them, joined.
@@ -242,7 +261,7 @@ func (i *inspection) firewalls() {
 		i.openPorts("firewalld", "Active. It lets pass what is forwarded by DNAT, so NodePorts and VIPs need nothing (unless firewalld.conf says StrictForwardPorts=yes).",
 			"firewall-cmd --permanent --add-port=%s/tcp && firewall-cmd --reload", "/tcp --add-port=")
 	}
-	if i.has("ufw-") {
+	if i.has("ufw") {
 		i.openPorts("ufw", "Active. NodePorts and VIPs are accepted before its rules, so they need nothing.", "ufw allow proto tcp to any port %s", ",")
 	}
 	if i.has("DOCKER") {
@@ -254,4 +273,11 @@ func (i *inspection) firewalls() {
 	}
 }
 
-func (i *inspection) has(chain string) bool { return i.own.hasChain(chain) || i.other.hasChain(chain) }
+func (i *inspection) has(chain string) bool {
+	for _, f := range plan.Families {
+		if i.own[f].hasChain(chain) || i.other[f].hasChain(chain) {
+			return true
+		}
+	}
+	return false
+}

@@ -7,45 +7,61 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"sallyport/rules/iptables"
+	"sallyport/rules/plan"
 )
 
 // lockWait is how many seconds to wait for another program that holds the xtables lock.
 const lockWait = "5"
 
-// A flavour is the set of commands of one backend.
+// A flavour is the set of commands of one backend for one family.
 type flavour struct {
 	backend Backend
-	command string // such as iptables-nft: beside it are …-restore and …-save
+	family  plan.Family
+	command string // such as ip6tables-nft: beside it are …-restore and …-save
 	// mute is told the process that is about to change rules, and 0 when it has; nil where no one watches.
 	mute func(pid int) error
 }
 
 // findFlavour looks up the commands of a backend, or for BackendAuto of whichever one the command iptables is.
-func findFlavour(b Backend) (flavour, error) {
+func findFlavour(b Backend, f plan.Family) (flavour, error) {
 	const advice = `install iptables ("apt-get install iptables") and see that its folder, mostly /usr/sbin, is in PATH`
+	plain := commandOf(f)
 	if b == BackendAuto {
 		var err error
-		if b, err = backendOf("iptables"); err != nil {
-			return flavour{}, fmt.Errorf("find iptables: %w: %s", err, advice)
+		if b, err = backendOf(plain); err != nil {
+			return flavour{}, fmt.Errorf("find %s: %w: %s", plain, err, advice)
 		}
 	}
 	// The plain names can be switched one by one (update-alternatives), so their flavour is not taken for granted.
-	for _, command := range []string{"iptables-" + string(b), "iptables"} {
+	for _, command := range []string{plain + "-" + string(b), plain} {
 		got, err := backendOf(command + "-restore")
 		if err == nil && got == b {
-			return flavour{backend: b, command: command}, nil
+			return flavour{backend: b, family: f, command: command}, nil
 		}
 	}
-	return flavour{}, fmt.Errorf("find iptables: no iptables-restore of backend %s: %s", b, advice)
+	return flavour{}, fmt.Errorf("find %s: no %s-restore of backend %s: %s", plain, plain, b, advice)
 }
+
+// commandOf is the command of a family, without a backend.
+func commandOf(f plan.Family) string {
+	if f == plan.IPv4 {
+		return "iptables"
+	}
+	return "ip6tables"
+}
+
+// String gives the command.
+func (f flavour) String() string { return f.command }
 
 // backendOf asks a command of iptables for its flavour; those before 1.8 are legacy and do not say so.
 func backendOf(command string) (Backend, error) {
@@ -147,7 +163,7 @@ func deletions(jumps []string) []string {
 // find reads what the kernel holds of ours, by table. It prints whole tables, which takes seconds with many rules:
 // it is for the start and for cleaning up.
 func (f flavour) find(ctx context.Context) (map[string]remnant, error) {
-	if used, err := f.inUse(); err != nil || !used {
+	if used, err := f.inUse(""); err != nil || !used {
 		return map[string]remnant{}, err
 	}
 	out, err := f.save(ctx)
@@ -169,19 +185,48 @@ func (f flavour) save(ctx context.Context, args ...string) ([]byte, error) {
 	return out, nil
 }
 
-// inUse says whether a backend has a table. Asking iptables-legacy itself for one would make it.
-func (f flavour) inUse() (bool, error) {
+// alone says whether the filter table has the chain that remembers that forwarding was off before us.
+func (f flavour) alone(ctx context.Context, family plan.Family) (bool, error) {
+	if f.family != family {
+		return false, nil
+	}
+	if used, err := f.inUse("filter"); err != nil || !used {
+		return false, err
+	}
+	out, err := f.save(ctx, "-t", "filter")
+	return slices.Contains(parseSave(out)["filter"].chains, iptables.AloneChain), err
+}
+
+// remove removes what is ours from all tables, and says what.
+func (f flavour) remove(ctx context.Context) (removed []string, err error) {
+	found, err := f.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, table := range slices.Sorted(maps.Keys(found)) {
+		r := found[table]
+		if err := f.restore(ctx, r.remove(table)); err != nil {
+			return removed, fmt.Errorf("remove rules from table %s: %w", table, err)
+		}
+		removed = append(removed, fmt.Sprintf("%d chains and %d jumps in table %s of %s", len(r.chains), len(r.jumps), table, f.command))
+	}
+	return removed, nil
+}
+
+// inUse says whether a backend has a table, or with no name any. Asking iptables-legacy itself for one would make it.
+func (f flavour) inUse(table string) (bool, error) {
 	if f.backend != BackendLegacy {
 		return true, nil
 	}
-	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+	file := map[plan.Family]string{plan.IPv4: "ip_tables_names", plan.IPv6: "ip6_tables_names"}[f.family]
+	names, err := os.ReadFile("/proc/thread-self/net/" + file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil // the kernel has no ip_tables, or not yet
 	}
 	if err != nil {
-		return false, fmt.Errorf("find out whether iptables-legacy holds rules, which needs root: %w", err)
+		return false, fmt.Errorf("find out whether %s holds rules, which needs root: %w", f.command, err)
 	}
-	return len(names) > 0, nil
+	return len(names) > 0 && (table == "" || slices.Contains(strings.Fields(string(names)), table)), nil
 }
 
 var (

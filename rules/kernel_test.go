@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 
+	"sallyport/rules/plan"
 	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
@@ -29,17 +30,23 @@ func state(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString(rulesOf(t, BackendNFT) + rulesOf(t, BackendLegacy))
-	for _, what := range []string{"route", "link", "addr", "rule"} {
-		fmt.Fprintf(&b, "ip %s\n%s", what, sh(t, "ip", "-d", what, "show"))
+	for _, what := range []string{"route", "-6 route", "link", "addr", "rule"} {
+		b.WriteString("ip " + what + "\n" + sh(t, append([]string{"ip", "-d"}, strings.Fields(what+" show")...)...))
 	}
+	b.WriteString(sh(t, "sysctl", "-a", "--pattern", `(ip_forward|\.forwarding|accept_ra)$`))
 	return b.String()
 }
 
-// rulesOf prints a backend's rules, without comments, counters, and tables that have nothing but empty built-in chains.
+// rulesOf prints a backend's rules of both families, without comments, counters, and tables that have nothing but empty
+// built-in chains.
 func rulesOf(t *testing.T, b Backend) string {
 	t.Helper()
-	save := "iptables-" + string(b) + "-save"
-	return save + "\n" + emptyBuiltIn.ReplaceAllString(noise.ReplaceAllString(sh(t, save), ""), "")
+	var all string
+	for _, f := range plan.Families {
+		save := commandOf(f) + "-" + string(b) + "-save"
+		all += save + "\n" + emptyBuiltIn.ReplaceAllString(noise.ReplaceAllString(sh(t, save), ""), "")
+	}
+	return all
 }
 
 // web is reached at a NodePort and at a VIP.
@@ -70,8 +77,8 @@ func TestCleanup(t *testing.T) {
 				t.Error("Reconcile left no trace")
 			}
 			removed, err := Cleanup(context.Background(), Options{Backend: b})
-			if err != nil || len(removed) != 5 {
-				t.Errorf("Cleanup: %q, %v; want a link, a route, forwarding, and rules of two tables", removed, err)
+			if err != nil || len(removed) != 7 {
+				t.Errorf("Cleanup: %q, %v; want a link, a route, forwarding, and rules of two tables in two families", removed, err)
 			}
 			if got := state(t); got != before {
 				t.Errorf("after Cleanup:\n%s\nbefore:\n%s", got, before)
@@ -188,15 +195,16 @@ func TestIdempotent(t *testing.T) {
 		if got := applies("success"); got != 1 {
 			t.Errorf("three calls with one snapshot applied %v times, want once", got)
 		}
-		if got := testutil.ToFloat64(k.metrics.rules.WithLabelValues("nat")); got < 5 {
-			t.Errorf("sallyport_rules_count{table=nat} is %v", got)
+		if got := testutil.ToFloat64(k.metrics.rules.WithLabelValues("IPv4", "nat")); got < 5 {
+			t.Errorf("sallyport_rules_count{family=IPv4,table=nat} is %v", got)
 		}
-		good := k.flavour
-		k.flavour.command = "false" // false-restore is no command
+		ipv4 := k.rules.(*xtables).writer(plan.IPv4)
+		good := ipv4.flavour
+		ipv4.command = "false" // false-restore is no command
 		if err := k.Reconcile(context.Background(), web("")); err == nil || !strings.Contains(err.Error(), "false-restore") {
 			t.Errorf("restore that cannot run: got error %v", err)
 		}
-		k.flavour = good
+		ipv4.flavour = good
 		sh(t, good.command, "-t", "nat", "-F") // whatever happened meanwhile
 		if err := reconcile(); err != nil {
 			t.Fatal(err)
@@ -342,7 +350,7 @@ func TestRestoreNamesTheLine(t *testing.T) {
 	bothBackends(t, func(t *testing.T, b Backend) {
 		n := newNetwork(t)
 		in(t, n.edge, func() {
-			f, err := findFlavour(b)
+			f, err := findFlavour(b, plan.IPv4)
 			if err != nil {
 				t.Fatal(err)
 			}

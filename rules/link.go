@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -17,11 +18,11 @@ import (
 // linkAlias marks the link for VIPs as made by us: we remove no other, and all addresses on it are ours.
 const linkAlias = "sallyport: VIPs"
 
-// addresses are the IPv4 addresses of this machine. They are read once in each Reconcile: with thousands of VIPs that is
+// addresses are those of this machine, of both families. They are read once in each Reconcile: with thousands of VIPs that is
 // what costs.
 type addresses struct {
 	link   netlink.Link   // for VIPs; nil if there is none
-	vips   []netip.Addr   // on that link, ordered
+	vips   []netip.Addr   // on that link, ordered; the kernel's own, link-local one aside
 	others []netip.Prefix // on other links
 }
 
@@ -31,15 +32,17 @@ func readAddresses(linkName string) (a addresses, err error) {
 	if _, absent := errors.AsType[netlink.LinkNotFoundError](err); err != nil && !absent {
 		return a, fmt.Errorf("find link %s: %w", linkName, err)
 	}
-	list, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return a, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, entry := range list {
-		if p := prefixOf(entry.IPNet); a.link != nil && entry.LinkIndex == a.link.Attrs().Index {
-			a.vips = append(a.vips, p.Addr())
-		} else {
+		p := prefixOf(entry.IPNet)
+		switch {
+		case a.link == nil || entry.LinkIndex != a.link.Attrs().Index:
 			a.others = append(a.others, p)
+		case p.Addr().Is4() || !p.Addr().IsLinkLocalUnicast():
+			a.vips = append(a.vips, p.Addr())
 		}
 	}
 	slices.SortFunc(a.vips, netip.Addr.Compare)
@@ -134,14 +137,24 @@ func (k *Kernel) assign(ctx context.Context, here addresses, vips []netip.Addr, 
 // refuseVIP tells each Service that has the VIP.
 func (k *Kernel) refuseVIP(s *model.Snapshot, vip netip.Addr, err error) {
 	for i := range s.Services {
-		if svc := &s.Services[i]; slices.Contains(svc.VIPs, vip) {
-			k.problem(svc.Ref, vipField(svc), model.ReasonInvalidField, "%v is not served: the kernel refuses it as an address of this edge (%v): choose another", vip, err)
+		svc := &s.Services[i]
+		for _, l := range edgeAddresses(svc) {
+			if slices.Contains(*l.addrs, vip) {
+				k.problem(svc.Ref, l.field, model.ReasonInvalidField, "%v is not served: the kernel refuses it as an address of this edge (%v): choose another", vip, err)
+			}
 		}
 	}
 }
 
+// hostAddr is an address as it stands on the link. One of IPv6 is there at once, since no other edge that has it may keep it
+// from us by duplicate address detection (RFC 4862), and as a deprecated one, which is no source of the edge's own connections.
 func hostAddr(a netip.Addr) *netlink.Addr {
-	return &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
+	if a.Is6() {
+		addr.Flags = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
+		addr.ValidLft = math.MaxUint32 // for ever
+	}
+	return addr
 }
 
 // has says whether a is among the addresses, which are ordered.

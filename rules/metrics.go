@@ -1,6 +1,8 @@
 package rules
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
@@ -26,11 +28,22 @@ func newMetrics(r prometheus.Registerer) metrics {
 		}),
 		rules: f.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sallyport_rules_count",
-			Help: "iptables rules in Sallyport's chains, by table.",
-		}, []string{"table"}),
+			Help: "iptables rules in Sallyport's chains, by family (IPv4, IPv6) and table.",
+		}, []string{"family", "table"}),
 		drift: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "sallyport_rules_drift_total",
-			Help: "Changes to Sallyport's rules that another program made, by table and kind (table, hook, chain, rules, unknown). All are written anew.",
-		}, []string{"table", "kind"}),
+			Help: "Changes to Sallyport's rules that another program made, by family, table and kind (table, hook, chain, rules, unknown). All are written anew.",
+		}, []string{"family", "table", "kind"}),
+	}
+}
+
+// note takes how it went to apply the rules of all families.
+func (m metrics) note(changed, ok bool, took time.Duration) {
+	switch {
+	case !ok:
+		m.applies.WithLabelValues("error").Inc()
+	case changed:
+		m.applies.WithLabelValues("success").Inc()
+		m.seconds.Observe(took.Seconds())
 	}
 }

@@ -25,8 +25,9 @@ import (
 // The network of these tests, in three namespaces without names, which end with the test however it ends:
 //
 //	client 192.0.2.9 --- 192.0.2.1 edge 10.0.0.1 --- 10.0.0.11 node, pods 10.1.0.2 to 10.1.0.4
+//	     2001:db8::9 --- 2001:db8::1    fd00::1 --- fd00::11         fd00:1::2 to fd00:1::4
 //
-// The client reaches VIPs (198.51.100.0/24) by a route via the edge. The node knows nothing of the client's network.
+// The client reaches VIPs (198.51.100.0/24, 2001:db8:1::/64) by a route via the edge. The node knows nothing of the client's network.
 type network struct {
 	client, edge, node netns.NsHandle
 }
@@ -35,9 +36,16 @@ const (
 	clientIP = "192.0.2.9"
 	edgeIP   = "192.0.2.1"
 	nodeIP   = "10.0.0.11"
+
+	clientIP6 = "2001:db8::9"
+	edgeIP6   = "2001:db8::1"
+	nodeIP6   = "fd00::11"
 )
 
-var podIPs = []string{"10.1.0.2", "10.1.0.3", "10.1.0.4"}
+var (
+	podIPs  = []string{"10.1.0.2", "10.1.0.3", "10.1.0.4"}
+	podIP6s = []string{"fd00:1::2", "fd00:1::3", "fd00:1::4"}
+)
 
 func newNetwork(t testing.TB) *network {
 	t.Helper()
@@ -46,17 +54,22 @@ func newNetwork(t testing.TB) *network {
 	in(t, n.edge, func() {
 		sh(t, "ip", "link", "set", "lo", "up")
 		sh(t, "sysctl", "-qw", "net.ipv4.icmp_ratemask=0") // the kernel would limit refusals of UDP
-		connect(t, "front", edgeIP, n.client, clientIP)
-		connect(t, "back", "10.0.0.1", n.node, nodeIP)
+		sh(t, "sysctl", "-qw", "net.ipv6.icmp.ratemask=", "net.ipv6.conf.default.accept_dad=0")
+		connect(t, "front", edgeIP+" "+edgeIP6, n.client, clientIP+" "+clientIP6)
+		connect(t, "back", "10.0.0.1 fd00::1", n.node, nodeIP+" "+nodeIP6)
 	})
 	in(t, n.client, func() {
 		sh(t, "ip", "link", "set", "lo", "up")
 		sh(t, "ip", "route", "add", "198.51.100.0/24", "via", edgeIP)
+		sh(t, "ip", "route", "add", "2001:db8:1::/64", "via", edgeIP6)
 	})
 	in(t, n.node, func() {
 		sh(t, "ip", "link", "set", "lo", "up")
 		for _, ip := range podIPs {
 			sh(t, "ip", "addr", "add", ip+"/32", "dev", "lo")
+		}
+		for _, ip := range podIP6s {
+			sh(t, "ip", "addr", "add", ip+"/128", "dev", "lo", "nodad")
 		}
 	})
 	return n
@@ -112,20 +125,27 @@ func in(t testing.TB, ns netns.NsHandle, f func()) {
 	f()
 }
 
-// connect makes a cable from the namespace that the caller is in to another one, with a /24 on it.
-func connect(t testing.TB, name, addr string, peer netns.NsHandle, peerAddr string) {
+// connect makes a cable from the namespace that the caller is in to another one, with addresses on it: of IPv4 a /24, of IPv6
+// a /64, each.
+func connect(t testing.TB, name, addrs string, peer netns.NsHandle, peerAddrs string) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "up0", PeerNamespace: netlink.NsFd(peer)}); err != nil {
 		t.Fatal(err)
 	}
-	up := func(link, addr string) {
-		sh(t, "ip", "addr", "add", addr+"/24", "dev", link)
+	up := func(link, addrs string) {
 		sh(t, "ip", "link", "set", link, "up")
+		for addr := range strings.FieldsSeq(addrs) {
+			if strings.Contains(addr, ":") {
+				sh(t, "ip", "addr", "add", addr+"/64", "dev", link, "nodad")
+			} else {
+				sh(t, "ip", "addr", "add", addr+"/24", "dev", link)
+			}
+		}
 	}
-	in(t, peer, func() { up("up0", peerAddr) })
-	up(name, addr)
+	in(t, peer, func() { up("up0", peerAddrs) })
+	up(name, addrs)
 }
 
 func sh(t testing.TB, command ...string) string {

@@ -1,9 +1,8 @@
-// Package rules keeps the kernel's L4 dataplane in step with a model.Snapshot: iptables rules, the VIPs on a link
-// of our own, and the routes to the nodes' pods.
+// Package rules keeps the kernel's L4 dataplane in step with a model.Snapshot, in IPv4 and IPv6: rules, the VIPs on a link
+// of our own, the routes to the nodes' pods, and connection tracking.
 //
-// Render is pure: equal snapshots render equal bytes. Kernel applies them with one iptables-restore --noflush a
-// table, so that Sallyport owns exactly the chains named SALLY-* and never touches a rule, route or address that it
-// did not make. README.md has the packets' way through the chains.
+// What the rules are to do is planned in package plan, and rendered in iptables or nftables, all of them pure. Kernel applies that,
+// and never touches a rule, route or address that Sallyport did not make. README.md has the packets' way through the chains.
 package rules
 
 import (
@@ -27,14 +26,6 @@ const (
 	BackendLegacy Backend = "legacy" // iptables-legacy, over ip_tables
 )
 
-// other is the one of the two that b is not.
-func (b Backend) other() Backend {
-	if b == BackendLegacy {
-		return BackendNFT
-	}
-	return BackendLegacy
-}
-
 // DefaultLink is the link that VIPs stand on.
 const DefaultLink = "sally0"
 
@@ -42,6 +33,8 @@ const DefaultLink = "sally0"
 type Options struct {
 	// Options are what all kernel dataplanes share. Kernel finds out by itself whether this machine is a Router, and what is Routed.
 	plan.Options
+	// Dataplane is the kind of rules; empty is DataplaneIPTables.
+	Dataplane Dataplane
 	// Backend is the iptables flavour; empty is BackendAuto.
 	Backend Backend
 	// Reach decides whether routes to the nodes' podCIDRs are kept: in pods and auto they are, in nodes not.
@@ -59,6 +52,7 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
+	o.Dataplane = cmp.Or(o.Dataplane, DataplaneIPTables)
 	o.Backend = cmp.Or(o.Backend, BackendAuto)
 	o.Reach = cmp.Or(o.Reach, model.ReachAuto)
 	o.Link = cmp.Or(o.Link, DefaultLink)
@@ -66,12 +60,4 @@ func (o Options) withDefaults() Options {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return o
-}
-
-// plan are the options of the plan, with the defaults of this machine.
-func (o Options) plan() plan.Options {
-	if len(o.NodePortAddresses) == 0 {
-		o.NodePortAddresses = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
-	}
-	return o.Options
 }

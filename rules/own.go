@@ -11,16 +11,6 @@ import (
 	"sallyport/watcher/model"
 )
 
-// minPodCIDRBits is the widest podCIDR that gets a route. No node has more pods; a wider one would take in what is
-// reached by the default route.
-const minPodCIDRBits = 8
-
-// noPods are networks that pods cannot have: unspecified, loopback, link-local, multicast and reserved (RFC 6890).
-var noPods = [...]netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("224.0.0.0/3"),
-}
-
 // An occupancy is what the edge's own network and the cluster's nodes have for themselves. Services and Nodes are
 // written by many, some of them less trusted than who configured the edge: neither may take these from their owners.
 type occupancy struct {
@@ -38,17 +28,9 @@ func (k *Kernel) occupied(s *model.Snapshot, here addresses) (occupancy, error) 
 		o.own[p.Addr()] = true
 	}
 	o.networks = plan.Disjoint(o.networks)
-	routes, err := mainRoutes()
-	if err != nil {
-		return o, err
-	}
-	for _, r := range routes {
-		if r.Protocol == routeProtocol {
-			continue
-		}
-		o.addGateway(r.Gw)
-		for _, hop := range r.MultiPath {
-			o.addGateway(hop.Gw)
+	for _, st := range k.stacks {
+		if err := o.addGateways(st); err != nil {
+			return o, err
 		}
 	}
 	for i := range s.Nodes {
@@ -62,6 +44,24 @@ func (k *Kernel) occupied(s *model.Snapshot, here addresses) (occupancy, error) 
 	slices.SortFunc(o.gateways, netip.Addr.Compare)
 	slices.SortFunc(o.nodes, netip.Addr.Compare)
 	return o, nil
+}
+
+// addGateways adds those of routes that others made.
+func (o *occupancy) addGateways(st *stack) error {
+	routes, err := st.mainRoutes()
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		if r.Protocol == routeProtocol {
+			continue
+		}
+		o.addGateway(r.Gw)
+		for _, hop := range r.MultiPath {
+			o.addGateway(hop.Gw)
+		}
+	}
+	return nil
 }
 
 func (o *occupancy) addGateway(ip net.IP) {
@@ -80,10 +80,12 @@ func (o *occupancy) addEndpoints(svc *model.Service) {
 
 const ownAddress = "it is an address of the edge itself"
 
-// vip says why an address cannot be a VIP, or is empty. As one, the edge's own address would be guarded, which could lock
-// the operator out, and for that of another machine the edge would answer in its place.
-func (o *occupancy) vip(a netip.Addr) string {
+// vip says why an address cannot be one that the edge answers for, or is empty. As one, the edge's own address would be guarded,
+// which could lock the operator out, and for that of another machine the edge would answer in its place.
+func (o *occupancy) vip(st *stack, a netip.Addr) string {
 	switch {
+	case st.isSpecial(single(a)):
+		return "no machine can be reached at such addresses"
 	case o.own[a]:
 		return ownAddress
 	case has(o.gateways, a):
@@ -104,11 +106,11 @@ func (o *occupancy) internalIP(a netip.Addr) string {
 }
 
 // podCIDR says why there cannot be a route to a podCIDR, or is empty.
-func (o *occupancy) podCIDR(p netip.Prefix) (model.Reason, string) {
-	if p.Bits() < minPodCIDRBits {
-		return model.ReasonInvalidField, fmt.Sprintf("it is wider than a /%d", minPodCIDRBits)
+func (o *occupancy) podCIDR(st *stack, p netip.Prefix) (model.Reason, string) {
+	if p.Bits() < st.widest {
+		return model.ReasonInvalidField, fmt.Sprintf("it is wider than a /%d", st.widest)
 	}
-	if slices.ContainsFunc(noPods[:], p.Overlaps) {
+	if st.isSpecial(p) {
 		return model.ReasonInvalidField, "pods cannot have such addresses"
 	}
 	if _, network := overlapping(o.networks, p); network.IsValid() {
@@ -122,7 +124,8 @@ func (o *occupancy) podCIDR(p netip.Prefix) (model.Reason, string) {
 	return "", ""
 }
 
-// withoutTakeovers returns the snapshot without the VIPs, InternalIPs and podCIDRs that belong to someone else, which are
+// withoutTakeovers returns the snapshot without the addresses of Services, InternalIPs and podCIDRs that belong to someone else
+// or are of a family that this machine does not have. Except for cluster IPs, InternalIPs and podCIDRs of such a family, they are
 // Problems.
 func (k *Kernel) withoutTakeovers(s *model.Snapshot, here addresses) (*model.Snapshot, error) {
 	o, err := k.occupied(s, here)
@@ -133,9 +136,11 @@ func (k *Kernel) withoutTakeovers(s *model.Snapshot, here addresses) (*model.Sna
 	out.Services = slices.Clone(s.Services)
 	for i := range out.Services {
 		svc := &out.Services[i]
-		svc.VIPs = without(svc.VIPs, func(a netip.Addr) bool {
-			why := o.vip(a)
-			return why != "" && k.problem(svc.Ref, vipField(svc), model.ReasonAddressTaken, "%v is not served: %s: choose another", a, why)
+		for _, l := range edgeAddresses(svc) {
+			*l.addrs = without(*l.addrs, func(a netip.Addr) bool { return k.refusedVIP(svc.Ref, l.field, &o, a) })
+		}
+		svc.ClusterIPs = without(svc.ClusterIPs, func(a netip.Addr) bool {
+			return k.stack(a) != nil && k.refusedVIP(svc.Ref, "spec.clusterIPs", &o, a)
 		})
 	}
 	out.Nodes = slices.Clone(s.Nodes)
@@ -147,14 +152,27 @@ func (k *Kernel) withoutTakeovers(s *model.Snapshot, here addresses) (*model.Sna
 			return why != "" && k.problem(n.Ref, "status.addresses", model.ReasonAddressTaken,
 				"%v is not used: %s, which cannot be a node of the cluster that it serves", a, why)
 		})
-		n.PodCIDRs = without(n.PodCIDRs, func(p netip.Prefix) bool { return !p.Addr().Is4() || k.refusedPodCIDR(n.Ref, &o, p, &routed) })
+		n.PodCIDRs = without(n.PodCIDRs, func(p netip.Prefix) bool {
+			st := k.stack(p.Addr())
+			return st == nil || k.refusedPodCIDR(n.Ref, st, &o, p, &routed)
+		})
 	}
 	return &out, nil
 }
 
+// refusedVIP says whether an address cannot be served.
+func (k *Kernel) refusedVIP(svc model.ObjectRef, field string, o *occupancy, a netip.Addr) bool {
+	st := k.stack(a)
+	if st == nil {
+		return k.problem(svc, field, model.ReasonUnsupported, "%v is not served: this edge has no IPv6 (%s)", a, k.noIPv6)
+	}
+	why := o.vip(st, a)
+	return why != "" && k.problem(svc, field, model.ReasonAddressTaken, "%v is not served: %s: choose another", a, why)
+}
+
 // refusedPodCIDR says whether there cannot be a route to a podCIDR, and otherwise adds it to those routed.
-func (k *Kernel) refusedPodCIDR(node model.ObjectRef, o *occupancy, p netip.Prefix, routed *[]netip.Prefix) bool {
-	reason, why := o.podCIDR(p)
+func (k *Kernel) refusedPodCIDR(node model.ObjectRef, st *stack, o *occupancy, p netip.Prefix, routed *[]netip.Prefix) bool {
+	reason, why := o.podCIDR(st, p)
 	at, other := overlapping(*routed, p)
 	if why == "" && other.IsValid() {
 		reason, why = model.ReasonAddressTaken, fmt.Sprintf("it overlaps %v, the podCIDR of another node", other)
@@ -166,9 +184,18 @@ func (k *Kernel) refusedPodCIDR(node model.ObjectRef, o *occupancy, p netip.Pref
 	return false
 }
 
-// vipField is what a Service asks for its VIPs by.
-func vipField(svc *model.Service) string {
-	return cmp.Or(svc.RequestField, "status.loadBalancer.ingress")
+// An addressList is a list of addresses of a Service, and the field that it comes from.
+type addressList struct {
+	addrs *[]netip.Addr
+	field string
+}
+
+// edgeAddresses are the lists of addresses that the edge answers for.
+func edgeAddresses(svc *model.Service) [2]addressList {
+	return [2]addressList{
+		{&svc.VIPs, cmp.Or(svc.RequestField, "status.loadBalancer.ingress")},
+		{&svc.ExternalIPs, "spec.externalIPs"},
+	}
 }
 
 // overlapping returns the prefix in the list, which is ordered and disjoint, that p overlaps, and where p belongs.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
+	"sallyport/rules/plan"
 	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
@@ -227,7 +228,7 @@ func TestVIPFails(t *testing.T) {
 		}
 		sh(t, "ip", "link", "del", DefaultLink)
 		s := scenario.Snapshot(scenario.Service("a", "198.51.100.11", "TCP 80 0:"), scenario.Service("b", "198.51.100.12", "TCP 80 0:"))
-		err = k.assign(context.Background(), here, vips(s), s)
+		err = k.assign(context.Background(), here, onLink([]*plan.Plan{plan.New(s, plan.IPv4, plan.Options{})}), s)
 		k.publishProblems()
 		got := fmt.Sprint(k.Problems())
 		for _, vip := range []string{"198.51.100.11", "198.51.100.12"} {

@@ -1,14 +1,12 @@
 package rules
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -22,19 +20,19 @@ const routeProtocol = netlink.RouteProtocol(83)
 
 // reconcileRoutes keeps a route to the podCIDRs of each node through its InternalIP, and removes those of our own that
 // are no longer wanted. A route of someone else to the same network is left alone and makes ours unnecessary.
-func (k *Kernel) reconcileRoutes(ctx context.Context, s *model.Snapshot) error {
-	want := k.wantRoutes(s)
-	list, err := mainRoutes()
+func (k *Kernel) reconcileRoutes(ctx context.Context, st *stack, s *model.Snapshot) error {
+	want := k.wantRoutes(st, s)
+	list, err := st.mainRoutes()
 	if err != nil {
 		return err
 	}
-	k.leaveForeign(ctx, want, list)
-	k.o.Routed = slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare)
+	k.leaveForeign(ctx, st, want, list)
+	st.routed = slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare)
 	for _, r := range list {
 		if r.Protocol != routeProtocol {
 			continue
 		}
-		dst := prefixOf(r.Dst)
+		dst := st.prefix(r.Dst)
 		hop, wanted := want[dst]
 		if wanted {
 			if r.Gw.Equal(hop.gateway.AsSlice()) {
@@ -51,9 +49,9 @@ func (k *Kernel) reconcileRoutes(ctx context.Context, s *model.Snapshot) error {
 }
 
 // leaveForeign drops from want the networks that someone else has a route to.
-func (k *Kernel) leaveForeign(ctx context.Context, want map[netip.Prefix]nextHop, list []netlink.Route) {
+func (k *Kernel) leaveForeign(ctx context.Context, st *stack, want map[netip.Prefix]nextHop, list []netlink.Route) {
 	for _, r := range list {
-		dst := prefixOf(r.Dst)
+		dst := st.prefix(r.Dst)
 		if _, wanted := want[dst]; wanted && r.Protocol != routeProtocol {
 			delete(want, dst)
 			if k.isNews(dst.String(), "foreign") {
@@ -69,7 +67,7 @@ type nextHop struct {
 	gateway netip.Addr
 }
 
-func (k *Kernel) wantRoutes(s *model.Snapshot) map[netip.Prefix]nextHop {
+func (k *Kernel) wantRoutes(st *stack, s *model.Snapshot) map[netip.Prefix]nextHop {
 	want := map[netip.Prefix]nextHop{}
 	if k.o.Reach == model.ReachNodes {
 		return want
@@ -77,7 +75,7 @@ func (k *Kernel) wantRoutes(s *model.Snapshot) map[netip.Prefix]nextHop {
 	for i := range s.Nodes {
 		for _, cidr := range s.Nodes[i].PodCIDRs {
 			gateway, ok := s.Nodes[i].InternalIP(cidr.Addr())
-			if _, taken := want[cidr.Masked()]; ok && !taken && cidr.Addr().Is4() {
+			if _, taken := want[cidr.Masked()]; ok && !taken && st.Has(cidr.Addr()) {
 				want[cidr.Masked()] = nextHop{s.Nodes[i].Ref, gateway}
 			}
 		}
@@ -113,30 +111,25 @@ func (k *Kernel) addRoutes(ctx context.Context, want map[netip.Prefix]nextHop) e
 	return errors.Join(errs...)
 }
 
-// mainRoutes lists the IPv4 routes of the main table.
-func mainRoutes() ([]netlink.Route, error) {
-	list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+// mainRoutes lists the routes of the main table.
+func (s *stack) mainRoutes() ([]netlink.Route, error) {
+	list, err := netlink.RouteListFiltered(s.number, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
+		return nil, fmt.Errorf("list %v routes: %w", s.Family, err)
 	}
 	return list, nil
 }
 
-// prefixOf returns a route's destination; the default route's is nil or zero.
-func prefixOf(n *net.IPNet) netip.Prefix {
+// prefix is a route's destination; the default route's is nil or zero.
+func (s *stack) prefix(n *net.IPNet) netip.Prefix {
 	if n == nil {
-		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		return s.all
 	}
+	return prefixOf(n)
+}
+
+func prefixOf(n *net.IPNet) netip.Prefix {
 	addr, _ := netip.AddrFromSlice(n.IP)
 	ones, _ := n.Mask.Size()
 	return netip.PrefixFrom(addr.Unmap(), ones)
-}
-
-// setSysctl writes a kernel setting unless it has the value already, and says whether it wrote.
-func setSysctl(path, value string) (changed bool, err error) {
-	old, err := os.ReadFile(path)
-	if err != nil || string(bytes.TrimSpace(old)) == value {
-		return false, err
-	}
-	return true, os.WriteFile(path, []byte(value), 0o644)
 }

@@ -28,24 +28,28 @@ const (
 // Changes of rules are noticed at once with nft, with legacy within a second, or 5 where others change theirs all the time.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	g, ctx := errgroup.WithContext(ctx)
-	networks, err := nl.Subscribe(unix.NETLINK_ROUTE,
-		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_NETCONF)
+	networks, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_NETCONF,
+		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_NETCONF)
 	if err != nil {
 		return fmt.Errorf("subscribe to changes of links, addresses and routes: %w", err)
 	}
-	if k.flavour.backend == BackendNFT {
-		rules, err := k.nft.open()
-		if err != nil {
-			networks.Close()
-			return err
-		}
-		g.Go(func() error { return k.followNFT(ctx, rules, changed) })
-	}
 	g.Go(func() error { return followNetworks(ctx, networks, changed) })
-	if k.flavour.backend == BackendLegacy {
-		k.followLegacy(ctx, changed) // here: a goroutine's thread could be in another network namespace
+	err = k.rules.watch(ctx, changed) // here: a goroutine's thread could be in another network namespace
+	return errors.Join(err, g.Wait())
+}
+
+// watch follows nf_tables, or looks at ip_tables from time to time.
+func (x *xtables) watch(ctx context.Context, changed func()) error {
+	if x.backend() == BackendLegacy {
+		x.followLegacy(ctx, changed)
+		return nil
 	}
-	return g.Wait()
+	socket, err := x.nft.open()
+	if err != nil {
+		return err
+	}
+	return x.followNFT(ctx, socket, changed)
 }
 
 func followNetworks(ctx context.Context, s *nl.NetlinkSocket, changed func()) error {

@@ -3,6 +3,7 @@ package rules
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -11,10 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/rules/iptables"
+	"sallyport/rules/plan"
 )
 
-// A tableSize is what ip_tables tells of a table without copying it (struct ipt_getinfo, linux/netfilter_ipv4/ip_tables.h). Rules
-// that come or go change it, in whichever chain they are.
+// A tableSize is what ip_tables tells of a table without copying it (struct ipt_getinfo, linux/netfilter_ipv4/ip_tables.h, and
+// struct ip6t_getinfo, which is the same). Rules that come or go change it, in whichever chain they are.
 type tableSize struct {
 	name       [32]byte
 	validHooks uint32
@@ -25,28 +27,32 @@ type tableSize struct {
 }
 
 // sizeOf asks for the size of a table. It makes the table if there is none.
-func sizeOf(table string) (tableSize, error) {
-	const getInfo = 64 // IPT_SO_GET_INFO
+func sizeOf(f plan.Family, table string) (tableSize, error) {
+	const getInfo = 64 // IPT_SO_GET_INFO, IP6T_SO_GET_INFO
+	domain, level := unix.AF_INET, uintptr(unix.SOL_IP)
+	if f == plan.IPv6 {
+		domain, level = unix.AF_INET6, unix.SOL_IPV6
+	}
 	s := tableSize{}
 	copy(s.name[:], table)
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return s, fmt.Errorf("ask for the size of table %s: %w", table, err)
+		return s, fmt.Errorf("ask for the size of %v table %s: %w", f, table, err)
 	}
 	defer unix.Close(fd)
 	length := uint32(unsafe.Sizeof(s))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_IP, getInfo,
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), level, getInfo,
 		uintptr(unsafe.Pointer(&s)), uintptr(unsafe.Pointer(&length)), 0)
 	if errno != 0 {
-		return s, fmt.Errorf("ask for the size of table %s: %w", table, errno)
+		return s, fmt.Errorf("ask for the size of %v table %s: %w", f, table, errno)
 	}
 	return s, nil
 }
 
 // followLegacy looks at the tables from time to time until ctx ends. That takes microseconds, but where others change
 // their rules all the time, each look reads a table.
-func (k *Kernel) followLegacy(ctx context.Context, changed func()) {
-	timer := time.NewTimer(k.legacyInterval)
+func (x *xtables) followLegacy(ctx context.Context, changed func()) {
+	timer := time.NewTimer(x.legacyInterval)
 	defer timer.Stop()
 	failed := ""
 	for {
@@ -56,10 +62,10 @@ func (k *Kernel) followLegacy(ctx context.Context, changed func()) {
 		case <-timer.C:
 		}
 		start := time.Now()
-		drifted, err := k.lookAtLegacy(ctx)
-		timer.Reset(min(max(k.legacyInterval, 20*time.Since(start)), legacyPause))
+		drifted, err := x.lookAtLegacy(ctx)
+		timer.Reset(min(max(x.legacyInterval, 20*time.Since(start)), legacyPause))
 		if err != nil && err.Error() != failed && ctx.Err() == nil {
-			k.log.ErrorContext(ctx, "changes of rules by others are not noticed", "err", err)
+			x.log.ErrorContext(ctx, "changes of rules by others are not noticed", "err", err)
 		}
 		failed = fmt.Sprint(err)
 		if drifted {
@@ -68,55 +74,58 @@ func (k *Kernel) followLegacy(ctx context.Context, changed func()) {
 	}
 }
 
-func (k *Kernel) lookAtLegacy(ctx context.Context) (drifted bool, err error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	err = k.checkLegacy(ctx)
-	return k.drift.any(), err
+func (x *xtables) lookAtLegacy(ctx context.Context) (drifted bool, err error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var errs []error
+	for _, w := range x.writers {
+		errs = append(errs, w.checkLegacy(ctx))
+	}
+	return x.drift.any(), errors.Join(errs...)
 }
 
 // checkLegacy adds to the drift what others did to iptables-legacy's tables since they were last known to be right. A
 // table is read only if it has changed its size.
-func (k *Kernel) checkLegacy(ctx context.Context) error {
-	if k.flavour.backend != BackendLegacy {
+func (w *writer) checkLegacy(ctx context.Context) error {
+	if w.flavour.backend != BackendLegacy {
 		return nil
 	}
-	for name, t := range k.applied {
-		size, err := sizeOf(name)
+	for name, t := range w.applied {
+		size, err := sizeOf(w.family, name)
 		if err != nil {
 			return err
 		}
-		if size == k.sizes[name] {
+		if size == w.sizes[name] {
 			continue
 		}
-		out, err := k.flavour.save(ctx, "-t", name)
+		out, err := w.save(ctx, "-t", name)
 		if err != nil {
 			return err
 		}
-		if found := missing(t, out); len(found) > 0 {
-			k.drift.add("", found...)
+		if found := missing(w.family, t, out); len(found) > 0 {
+			w.drift.add("", found...)
 			continue
 		}
-		k.sizes[name] = size
+		w.sizes[name] = size
 	}
 	return nil
 }
 
 // resize is called after a change of so many entries. If another program changed the table meanwhile, it will be read.
-func (k *Kernel) resize(t iptables.Table, entries int) {
-	before, known := k.sizes[t.Name]
-	delete(k.sizes, t.Name)
+func (w *writer) resize(t iptables.Table, entries int) {
+	before, known := w.sizes[t.Name]
+	delete(w.sizes, t.Name)
 	if !known {
 		return
 	}
-	if now, err := sizeOf(t.Name); err == nil && int(now.entries)-int(before.entries) == entries {
-		k.sizes[t.Name] = now
+	if now, err := sizeOf(w.family, t.Name); err == nil && int(now.entries)-int(before.entries) == entries {
+		w.sizes[t.Name] = now
 	}
 }
 
 // missing compares the table with the output of iptables-save by the number of rules in each chain: these print rules
 // otherwise than they were given.
-func missing(t iptables.Table, saved []byte) (found []finding) {
+func missing(f plan.Family, t iptables.Table, saved []byte) (found []finding) {
 	rules, lines := map[string]int{}, map[string]bool{}
 	for line := range bytes.Lines(saved) {
 		text := strings.TrimSpace(string(line))
@@ -133,16 +142,16 @@ func missing(t iptables.Table, saved []byte) (found []finding) {
 	}
 	for _, h := range iptables.Hooks {
 		if h.Table == t.Name && !lines[h.Line()] {
-			found = append(found, finding{driftHook, t.Name, h.From})
+			found = append(found, finding{f, driftHook, t.Name, h.From})
 		}
 	}
 	for _, c := range t.Chains {
 		n, ok := rules[c.Name]
 		switch {
 		case !ok:
-			found = append(found, finding{driftChain, t.Name, c.Name})
+			found = append(found, finding{f, driftChain, t.Name, c.Name})
 		case n != c.Rules():
-			found = append(found, finding{driftRules, t.Name, c.Name})
+			found = append(found, finding{f, driftRules, t.Name, c.Name})
 		}
 	}
 	return found

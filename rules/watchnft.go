@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sallyport/rules/iptables"
+	"sallyport/rules/plan"
 )
 
 // notificationBuffer is how many bytes of notifications may wait to be read: about 10,000 rules changed at once. What is more is
@@ -97,8 +98,8 @@ func (s *nftSocket) filter() error {
 }
 
 // followNFT calls changed for each transaction of others that touches our rules, until ctx ends.
-func (k *Kernel) followNFT(ctx context.Context, socket *nl.NetlinkSocket, changed func()) error {
-	defer context.AfterFunc(ctx, k.nft.close)()
+func (x *xtables) followNFT(ctx context.Context, socket *nl.NetlinkSocket, changed func()) error {
+	defer context.AfterFunc(ctx, x.nft.close)()
 	var found []finding
 	for {
 		messages, from, err := socket.Receive()
@@ -106,13 +107,15 @@ func (k *Kernel) followNFT(ctx context.Context, socket *nl.NetlinkSocket, change
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			k.drift.add("", finding{kind: driftUnknown})
+			for _, w := range x.writers {
+				x.drift.add("", finding{family: w.family, kind: driftUnknown})
+			}
 		case err != nil:
 			return fmt.Errorf("follow changes of rules: %w", err)
 		case from.Pid == nl.PidKernel:
-			found = k.collect(messages, found)
+			found = x.collect(messages, found)
 		}
-		if !k.drift.any() {
+		if !x.drift.any() {
 			continue
 		}
 		changed()
@@ -124,13 +127,13 @@ func (k *Kernel) followNFT(ctx context.Context, socket *nl.NetlinkSocket, change
 }
 
 // collect adds to the drift what is found up to the last message of each transaction, and returns what is left.
-func (k *Kernel) collect(messages []syscall.NetlinkMessage, found []finding) []finding {
+func (x *xtables) collect(messages []syscall.NetlinkMessage, found []finding) []finding {
 	for _, m := range messages {
-		if f, ok := lost(m); ok {
+		if f, ok := lost(m); ok && x.writer(f.family) != nil {
 			found = append(found, f)
 		}
 		if by, ok := committed(m); ok && len(found) > 0 {
-			k.drift.add(by, found...)
+			x.drift.add(by, found...)
 			found = nil
 		}
 	}
@@ -141,7 +144,15 @@ func (k *Kernel) collect(messages []syscall.NetlinkMessage, found []finding) []f
 func lost(m syscall.NetlinkMessage) (finding, bool) {
 	attrs := nftAttributes(m)
 	f := finding{table: attribute(attrs, unix.NFTA_TABLE_NAME)} // the first attribute of rules and chains too
-	if f.table != "filter" && f.table != "nat" || m.Data[0] != unix.NFPROTO_IPV4 {
+	if f.table != "filter" && f.table != "nat" {
+		return finding{}, false
+	}
+	switch m.Data[0] {
+	case unix.NFPROTO_IPV4:
+		f.family = plan.IPv4
+	case unix.NFPROTO_IPV6:
+		f.family = plan.IPv6
+	default:
 		return finding{}, false
 	}
 	switch m.Header.Type {
