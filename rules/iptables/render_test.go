@@ -183,14 +183,45 @@ var goldens = map[string]func() *model.Snapshot{
 	},
 }
 
-func TestGolden(t *testing.T) {
+// goldenRules are the rules of the golden files, by the name of the file.
+func goldenRules() map[string]Ruleset {
+	all := map[string]Ruleset{}
 	for name, s := range goldens {
+		o := testOptions
+		if o.Router = name == "router"; o.Router {
+			o.Routed = prefixes("10.1.0.0/24 10.1.1.0/24")
+		}
+		all[name] = renderFor(s(), o)
+	}
+	keep := groupOptions()
+	keep.ReturnPath = plan.ReturnEdge
+	for _, f := range plan.Families {
+		name := strings.ToLower(f.String())
+		all["features-"+name] = Render(plan.New(features(), f, groupOptions()))
+		all["keep-"+name] = Render(plan.New(features(), f, keep))
+	}
+	all["tree-ipv6"] = Render(plan.New(largeIPv6(), plan.IPv6, groupOptions()))
+	return all
+}
+
+// largeIPv6 has trees of all kinds, of IPv6.
+func largeIPv6() *model.Snapshot {
+	s := scenario.Snapshot()
+	for i := range 60 {
+		s.Services = append(s.Services, scenario.Service(fmt.Sprint("s", i), fmt.Sprintf("2001:db8:5:%x::%x", i/16, i*17),
+			fmt.Sprintf("TCP 80 %d: [2001:db8:1::2]:80 [2001:db8:1::3]:80", 30000+i)))
+	}
+	ports := make([]string, 150)
+	for i := range ports {
+		ports[i] = fmt.Sprintf("TCP %d 0: [2001:db8:1::2]:%d", 8000+3*i, 8000+3*i)
+	}
+	s.Services = append(s.Services, scenario.Service("many-ports", "2001:db8:5:1234:5678:9abc:def0:1234", ports...))
+	return s
+}
+
+func TestGolden(t *testing.T) {
+	for name, rs := range goldenRules() {
 		t.Run(name, func(t *testing.T) {
-			o := testOptions
-			if o.Router = name == "router"; o.Router {
-				o.Routed = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("10.1.1.0/24")}
-			}
-			rs := renderFor(s(), o)
 			newTracer(t, rs) // its linter
 			var got bytes.Buffer
 			if _, err := rs.WriteTo(&got); err != nil {
@@ -207,28 +238,32 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(got.Bytes(), want) {
-				t.Errorf("rules differ from %s (go test ./rules -update accepts them):\n%s", file, got.String())
+				t.Errorf("rules differ from %s (go test ./rules/iptables -update accepts them):\n%s", file, got.String())
 			}
 		})
 	}
 }
 
-// TestGoldenIsParsed feeds the golden files to both real parsers.
+// TestGoldenIsParsed feeds the golden files to both real parsers, with the sets that they name.
 func TestGoldenIsParsed(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.rules")
-	if err != nil || len(files) != len(goldens) {
-		t.Fatalf("%d golden files for %d snapshots, %v", len(files), len(goldens), err)
+	all := goldenRules()
+	if err != nil || len(files) != len(all) {
+		t.Fatalf("%d golden files for %d rule sets, %v", len(files), len(all), err)
 	}
 	for _, backend := range []string{"nft", "legacy"} {
-		for _, file := range files {
-			t.Run(backend+"/"+filepath.Base(file), func(t *testing.T) {
-				text, err := os.ReadFile(file)
-				if err != nil {
-					t.Fatal(err)
+		for name, rs := range all {
+			t.Run(backend+"/"+name, func(t *testing.T) {
+				command, sets := "iptables-", ""
+				if rs.Family == plan.IPv6 {
+					command = "ip6tables-"
 				}
-				cmd := exec.Command("unshare", "--net", "iptables-"+backend+"-restore", "--noflush", "--test")
+				for _, s := range rs.Sets {
+					sets += "create " + s.Name + " hash:ip family " + map[plan.Family]string{plan.IPv4: "inet", plan.IPv6: "inet6"}[s.Family] + " timeout 0\n"
+				}
+				script := "ipset restore <<EOF\n" + sets + "EOF\n" + command + backend + "-restore --noflush --test testdata/" + name + ".rules"
+				cmd := exec.Command("unshare", "--net", "sh", "-ec", script)
 				cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE="+filepath.Join(t.TempDir(), "xtables.lock"))
-				cmd.Stdin = bytes.NewReader(text)
 				if out, err := cmd.CombinedOutput(); err != nil {
 					t.Errorf("%v: %s", err, out)
 				}
