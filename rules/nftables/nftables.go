@@ -1,0 +1,174 @@
+// Package nftables is the dataplane of tables: it renders a plan as one table of nftables a family, in which maps lead from
+// address, protocol and port to an endpoint, and keeps the kernel's tables in step with plans.
+//
+// Render is pure. Dataplane writes only what differs from what it wrote last, each time as one transaction, and owns exactly
+// the tables named sallyport. README.md has the packets' way.
+package nftables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"sync"
+
+	"sigs.k8s.io/knftables"
+
+	"sallyport/rules/plan"
+)
+
+// Options are the settings of a Dataplane. The zero value works.
+type Options struct {
+	// Log takes what an operator should know; nil discards it.
+	Log *slog.Logger
+}
+
+// A Dataplane keeps nftables in step with plans. Its methods may be called at the same time; Apply calls wait for each other.
+type Dataplane struct {
+	log     *slog.Logger
+	nft     string // the command
+	tables  map[plan.Family]knftables.Interface
+	changes Changes
+	drift   drift
+
+	mu      sync.Mutex
+	applied map[plan.Family]Table // what the kernel holds, as far as that is known
+}
+
+const advice = `nftables 1.0.1 and Linux 5.13 or later are needed: install nftables ("apt-get install nftables") and see that nft is in ` +
+	`PATH, or set l4.dataplane: iptables`
+
+// New finds nft and sees that it and the kernel can do what is asked of them. It fails where they cannot, or without the
+// privilege (CAP_NET_ADMIN), and then says what to do.
+func New(o Options) (*Dataplane, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	d := &Dataplane{log: o.Log, tables: map[plan.Family]knftables.Interface{}, applied: map[plan.Family]Table{}}
+	var err error
+	if d.nft, err = exec.LookPath("nft"); err != nil {
+		return nil, fmt.Errorf("find nft: %w: %s", err, advice)
+	}
+	for _, f := range plan.Families {
+		// knftables is for what is small. Elements are written by ourselves: it would spend a command on each, and would not say
+		// which process makes the change.
+		d.tables[f], err = knftables.New(knftables.Family(wordsOf(f).ip), Name, knftables.NoObjectCommentEmulation)
+		if err != nil {
+			return nil, fmt.Errorf("use nft for %s: %w: %s", f, err, advice)
+		}
+	}
+	return d, nil
+}
+
+// Text prints the tables of plans as commands that nft -f reads.
+func Text(plans ...*plan.Plan) string {
+	var b bytes.Buffer
+	for _, p := range plans {
+		_, _ = Render(p).WriteTo(&b) // a Buffer takes all
+	}
+	return b.String()
+}
+
+// Apply makes the kernel's table of the plan's family that of the plan, and leaves the other family's alone. It says whether
+// it wrote anything. After an error, the kernel holds what it held before, and the next call writes everything anew.
+func (d *Dataplane) Apply(ctx context.Context, p *plan.Plan) (changed bool, err error) {
+	next := Render(p)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old, known := d.applied[p.Family]
+	if d.drift.take(p.Family) {
+		known = false
+	}
+	delete(d.applied, p.Family)
+	if known {
+		next = next.with(old)
+		changed, err = d.update(ctx, old, next)
+	} else {
+		changed, err = true, d.replace(ctx, next)
+	}
+	if err != nil {
+		return changed, fmt.Errorf("apply table %s: %w", next.name(), err)
+	}
+	d.applied[p.Family] = next
+	if known && !next.forgets(old) {
+		return changed, nil
+	}
+	return changed, d.forget(ctx, next)
+}
+
+// update writes what differs, or everything if that fails: then the kernel does not hold what we think it does.
+func (d *Dataplane) update(ctx context.Context, old, next Table) (changed bool, err error) {
+	change := next.since(old)
+	if len(change) == 0 {
+		return false, nil
+	}
+	if err := d.run(ctx, change); err != nil {
+		d.log.WarnContext(ctx, "rules could not be changed: all are written anew", "table", next.name(), "err", err)
+		return true, d.replace(ctx, next)
+	}
+	return true, nil
+}
+
+// replace writes everything. Where what is there cannot be built upon, as it is another version's, it goes first, with
+// the state of clients.
+func (d *Dataplane) replace(ctx context.Context, next Table) error {
+	err := d.run(ctx, next.replacement())
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "add table %[1]s\ndelete table %[1]s\n", next.name())
+	_, _ = next.WriteTo(&b) // a Buffer takes all
+	if again := d.run(ctx, b.Bytes()); again != nil {
+		return errors.Join(err, again)
+	}
+	d.log.WarnContext(ctx, "rules of another kind were replaced: clients' endpoints are forgotten", "table", next.name(), "err", err)
+	return nil
+}
+
+// Alone says whether the kernel has, of this run or an earlier one, the chain that remembers that forwarding of the family was
+// off before it was there.
+func (d *Dataplane) Alone(ctx context.Context, f plan.Family) (bool, error) {
+	chains, err := d.chains(ctx, f)
+	for _, c := range chains {
+		if c == aloneChain {
+			return true, nil
+		}
+	}
+	return false, err
+}
+
+// Remove removes our tables, also those of an earlier run, and says what that was.
+func (d *Dataplane) Remove(ctx context.Context) (removed []string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range plan.Families {
+		chains, err := d.chains(ctx, f)
+		if err != nil {
+			return removed, err
+		}
+		if len(chains) == 0 { // there is none without
+			continue
+		}
+		delete(d.applied, f)
+		if err := d.run(ctx, fmt.Appendf(nil, "delete table %s %s\n", wordsOf(f).ip, Name)); err != nil {
+			return removed, fmt.Errorf("remove table %s %s: %w", wordsOf(f).ip, Name, err)
+		}
+		removed = append(removed, fmt.Sprintf("table %s %s of nft, with %d chains", wordsOf(f).ip, Name, len(chains)))
+	}
+	return removed, nil
+}
+
+// chains lists those of our table; none if there is no table.
+func (d *Dataplane) chains(ctx context.Context, f plan.Family) ([]string, error) {
+	chains, err := d.tables[f].List(ctx, "chains")
+	if knftables.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list chains of table %s %s: %w", wordsOf(f).ip, Name, err)
+	}
+	return chains, nil
+}
