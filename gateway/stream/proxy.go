@@ -6,8 +6,9 @@
 // endpoint for as long as that exists. Where a proxy differs:
 //
 //   - Endpoints see an address of this machine, as with SNAT; TCP endpoints can be told the client's by the PROXY protocol.
-//   - Clients that their Service does not let in, or that exceed its limits, are dropped with UDP. With TCP the kernel has
-//     answered them before a program learns of them, so they are reset at once instead.
+//   - Clients outside of source ranges are dropped without an answer; but with TCP only if the ranges fit into a socket filter, some
+//     500 IPv4 networks. Otherwise, and where a limit is exceeded, the kernel has answered before a program learns of the
+//     client, and so it is reset at once.
 //   - Destinations take turns by weight, which spreads connections more evenly than the kernel's hash of source address and
 //     port: a flow that moves to another edge is lost to a proxy in any case. Only session affinity is by hash.
 //   - A connection that its destination refuses goes to another one. So does a client whose family no destination has.

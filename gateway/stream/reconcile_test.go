@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -149,4 +150,25 @@ func TestClusterIPs(t *testing.T) {
 			}
 		}
 	})
+}
+
+// BenchmarkReconcile is a snapshot of which nothing has changed.
+func BenchmarkReconcile(b *testing.B) {
+	e := newEdge(b, Options{})
+	s := new(model.Snapshot)
+	const services = 5000
+	for i := range services {
+		svc := service(fmt.Sprintf("s%05d", i), model.TCP, uint16(20000+i))
+		svc.Ports[0].Destinations = endpointsOf("10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.0.5")
+		s.Services = append(s.Services, svc)
+	}
+	if err := e.Reconcile(b.Context(), s); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := e.Reconcile(b.Context(), s); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
