@@ -92,7 +92,7 @@ func inKernel(b *testing.B, backend Backend, f func(apply func(*plan.Plan))) {
 			b.Fatal(err)
 		}
 		f(func(p *plan.Plan) {
-			if _, err := k.rules.apply(context.Background(), p); err != nil {
+			if _, err := k.rules.Apply(context.Background(), p); err != nil {
 				b.Fatal(err)
 			}
 		})

@@ -18,7 +18,7 @@ func Cleanup(ctx context.Context, o Options) (removed []string, err error) {
 	if err := checkPrivilege(); err != nil {
 		return nil, err
 	}
-	holders := o.holders()
+	places := places()
 	steps := []func(context.Context) ([]string, error){
 		func(context.Context) ([]string, error) { return removeLink(o.Link) },
 	}
@@ -26,10 +26,10 @@ func Cleanup(ctx context.Context, o Options) (removed []string, err error) {
 		s := newStack(f)
 		steps = append(steps,
 			func(context.Context) ([]string, error) { return s.removeRoutes() },
-			func(ctx context.Context) ([]string, error) { return turnForwardingOff(ctx, s, holders) })
+			func(ctx context.Context) ([]string, error) { return turnForwardingOff(ctx, s, places) })
 	}
-	for _, h := range holders {
-		steps = append(steps, h.remove)
+	for _, p := range places {
+		steps = append(steps, p.Remove)
 	}
 	var errs []error
 	for _, step := range steps {

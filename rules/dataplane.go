@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 
+	"sallyport/rules/nftables"
 	"sallyport/rules/plan"
 )
 
@@ -20,56 +21,97 @@ const (
 
 // A dataplane writes plans to the kernel.
 type dataplane interface {
-	// apply makes the kernel's rules those of the plan, and leaves the other family's alone. It says whether it wrote any.
-	apply(ctx context.Context, p *plan.Plan) (changed bool, err error)
-	// watch calls changed when others change what was applied, until ctx ends. The next apply makes that good.
-	watch(ctx context.Context, changed func()) error
-	// is says whether h holds the rules of this dataplane.
-	is(h holder) bool
+	// Apply makes the kernel's rules those of the plan, and leaves the other family's alone. It says whether it wrote any. After
+	// an error the next call writes everything anew.
+	Apply(ctx context.Context, p *plan.Plan) (changed bool, err error)
+	// Watch calls changed when others change what was applied, until ctx ends. The next Apply makes that good. It begins in the
+	// network namespace of the calling thread.
+	Watch(ctx context.Context, changed func()) error
 }
 
 // A holder is a part of the kernel that may hold rules of ours, of this run or of an earlier one with other settings.
 type holder interface {
-	String() string
-	// alone says whether it has the chain that remembers that forwarding was off before us.
-	alone(ctx context.Context, f plan.Family) (bool, error)
-	// remove removes what is ours, and says what that was.
-	remove(ctx context.Context) (removed []string, err error)
+	// Alone says whether it has the chain that remembers that forwarding of the family was off before us.
+	Alone(ctx context.Context, f plan.Family) (bool, error)
+	// Remove removes what is ours, and says what that was.
+	Remove(ctx context.Context) (removed []string, err error)
 }
 
-// holders are those that this machine has: what is not installed holds nothing.
-func (o Options) holders() (list []holder) {
+// A place is a holder, by the command that shows what it holds.
+type place struct {
+	holder
+	command string
+}
+
+// places are those that this machine has: what is not installed holds nothing.
+func places() (list []place) {
 	for _, b := range []Backend{BackendNFT, BackendLegacy} {
 		for _, f := range plan.Families {
 			if c, err := findFlavour(b, f); err == nil {
-				list = append(list, c)
+				list = append(list, place{c, c.command})
 			}
 		}
+	}
+	if d, err := nftables.New(nftables.Options{}); err == nil {
+		list = append(list, place{d, nftCommand})
 	}
 	return list
 }
 
-// turnedOn says whether a run of Sallyport turned forwarding on. Of holders that are not in use, leaveOthers tells if they cannot
-// be read.
-func (k *Kernel) turnedOn(ctx context.Context, f plan.Family) (bool, error) {
-	var own, others []holder
-	for _, h := range k.holders {
-		if k.rules.is(h) {
-			own = append(own, h)
-		} else {
-			others = append(others, h)
+// nftCommand shows what the dataplane nftables holds.
+const nftCommand = "nft"
+
+// openDataplane finds the tools of the dataplane. It says why IPv6 is not served, if so.
+func (k *Kernel) openDataplane() (noIPv6 string, err error) {
+	_, noIPv6 = hasIPv6()
+	if k.o.Dataplane == DataplaneNFTables {
+		k.isOwn = func(p place) bool { return p.command == nftCommand }
+		k.rules, err = nftables.New(nftables.Options{Log: k.log})
+		return noIPv6, err
+	}
+	x, err := newXtables(k.o, k.log, k.metrics)
+	if err != nil {
+		return "", err
+	}
+	k.rules = x
+	k.isOwn = func(p place) bool {
+		f, ok := p.holder.(flavour)
+		return ok && f.backend == x.backend()
+	}
+	if noIPv6 == "" {
+		if err := x.addIPv6(); err != nil {
+			noIPv6 = err.Error()
 		}
 	}
+	return noIPv6, nil
+}
+
+// turnedOn says whether a run of Sallyport turned forwarding on. Of places that are not the dataplane's, leaveOthers tells if they
+// cannot be read.
+func (k *Kernel) turnedOn(ctx context.Context, f plan.Family) (bool, error) {
+	own, others := k.divide()
 	if on, _ := anyAlone(ctx, others, f); on {
 		return true, nil
 	}
 	return anyAlone(ctx, own, f)
 }
 
-func anyAlone(ctx context.Context, holders []holder, f plan.Family) (bool, error) {
+// divide tells the dataplane's own places from the others.
+func (k *Kernel) divide() (own, others []place) {
+	for _, p := range places() {
+		if k.isOwn(p) {
+			own = append(own, p)
+		} else {
+			others = append(others, p)
+		}
+	}
+	return own, others
+}
+
+func anyAlone(ctx context.Context, places []place, f plan.Family) (bool, error) {
 	var errs []error
-	for _, h := range holders {
-		alone, err := h.alone(ctx, f)
+	for _, p := range places {
+		alone, err := p.Alone(ctx, f)
 		if alone {
 			return true, nil
 		}
@@ -81,20 +123,18 @@ func anyAlone(ctx context.Context, holders []holder, f plan.Family) (bool, error
 // leaveOthers removes our rules from where an earlier run with other settings may have left them. What is installed, but
 // not in the kernel, cannot be read and holds none.
 func (k *Kernel) leaveOthers(ctx context.Context) {
-	for _, h := range k.holders {
-		if k.rules.is(h) {
-			continue
-		}
-		removed, err := h.remove(ctx)
+	_, others := k.divide()
+	for _, p := range others {
+		removed, err := p.Remove(ctx)
 		if len(removed) > 0 {
 			k.log.InfoContext(ctx, "rules of an earlier run removed", "removed", removed)
 		}
-		if err != nil && k.isNews(h.String(), err.Error()) {
+		if err != nil && k.isNews(p.command, err.Error()) {
 			level := slog.LevelWarn
 			if errors.Is(err, fs.ErrPermission) { // as it is by intent for who is not root
 				level = slog.LevelInfo
 			}
-			k.log.Log(ctx, level, "rules that an earlier run may have left would stay", "in", h.String(), "err", err)
+			k.log.Log(ctx, level, "rules cannot be read: what an earlier run left there would stay", "command", p.command, "err", err)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -158,9 +159,10 @@ var iptablesTables = []string{"filter", "nat", "mangle", "raw", "security"}
 
 // baseChains asks the kernel, since the command nft need not be there. Chains of iptables-nft are left out.
 func baseChains() (list []baseChain, err error) {
-	request := nl.NewNetlinkRequest(int(nftMessage(unix.NFT_MSG_GETCHAIN)), unix.NLM_F_DUMP)
+	const getChains, newChain = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETCHAIN, unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWCHAIN
+	request := nl.NewNetlinkRequest(getChains, unix.NLM_F_DUMP)
 	request.AddData(&nl.Nfgenmsg{NfgenFamily: unix.NFPROTO_UNSPEC, Version: nl.NFNETLINK_V0})
-	answers, err := request.Execute(unix.NETLINK_NETFILTER, nftMessage(unix.NFT_MSG_NEWCHAIN))
+	answers, err := request.Execute(unix.NETLINK_NETFILTER, newChain)
 	if err != nil {
 		return nil, fmt.Errorf("list chains of nf_tables: %w", err)
 	}
@@ -206,4 +208,15 @@ func hookNumber(nested []byte) int {
 		}
 	}
 	return -1
+}
+
+// attribute gives the value of a string attribute, or is empty.
+func attribute(attrs []syscall.NetlinkRouteAttr, t uint16) string {
+	for _, a := range attrs {
+		if a.Attr.Type == t {
+			name, _, _ := bytes.Cut(a.Value, []byte{0})
+			return string(name)
+		}
+	}
+	return ""
 }

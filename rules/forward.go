@@ -144,8 +144,8 @@ func linkSysctl(link, setting string) string {
 }
 
 // turnForwardingOff undoes turnForwardingOn, and nothing else. It comes before the rules go.
-func turnForwardingOff(ctx context.Context, s *stack, holders []holder) (removed []string, err error) {
-	on, err := anyAlone(ctx, holders, s.Family)
+func turnForwardingOff(ctx context.Context, s *stack, places []place) (removed []string, err error) {
+	on, err := anyAlone(ctx, places, s.Family)
 	if !on {
 		return nil, err
 	}

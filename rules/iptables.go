@@ -60,9 +60,6 @@ func commandOf(f plan.Family) string {
 	return "ip6tables"
 }
 
-// String gives the command.
-func (f flavour) String() string { return f.command }
-
 // backendOf asks a command of iptables for its flavour; those before 1.8 are legacy and do not say so.
 func backendOf(command string) (Backend, error) {
 	out, err := exec.Command(command, "--version").Output()
@@ -185,8 +182,8 @@ func (f flavour) save(ctx context.Context, args ...string) ([]byte, error) {
 	return out, nil
 }
 
-// alone says whether the filter table has the chain that remembers that forwarding was off before us.
-func (f flavour) alone(ctx context.Context, family plan.Family) (bool, error) {
+// Alone says whether the filter table has the chain that remembers that forwarding was off before us.
+func (f flavour) Alone(ctx context.Context, family plan.Family) (bool, error) {
 	if f.family != family {
 		return false, nil
 	}
@@ -197,8 +194,8 @@ func (f flavour) alone(ctx context.Context, family plan.Family) (bool, error) {
 	return slices.Contains(parseSave(out)["filter"].chains, iptables.AloneChain), err
 }
 
-// remove removes what is ours from all tables, and says what.
-func (f flavour) remove(ctx context.Context) (removed []string, err error) {
+// Remove removes what is ours from all tables, and says what.
+func (f flavour) Remove(ctx context.Context) (removed []string, err error) {
 	found, err := f.find(ctx)
 	if err != nil {
 		return nil, err

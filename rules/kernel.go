@@ -27,8 +27,8 @@ type Kernel struct {
 	stacks  []*stack // the families that this machine has
 	noIPv6  string   // why IPv6 is not among them
 	rules   dataplane
-	holders []holder
-	clean   bool // no holder but the dataplane's own has rules of ours
+	isOwn   func(place) bool // the dataplane's rules are there
+	clean   bool             // and nowhere else
 
 	noted    []model.Problem // of the Reconcile that runs
 	problems atomic.Pointer[[]model.Problem]
@@ -44,7 +44,8 @@ func NewKernel(o Options) (*Kernel, error) {
 	if err := checkPrivilege(); err != nil {
 		return nil, err
 	}
-	if err := k.open(); err != nil {
+	var err error
+	if k.noIPv6, err = k.openDataplane(); err != nil {
 		return nil, err
 	}
 	if k.noIPv6 != "" {
@@ -52,27 +53,7 @@ func NewKernel(o Options) (*Kernel, error) {
 	} else {
 		k.stacks = append(k.stacks, newStack(plan.IPv6))
 	}
-	k.holders = k.o.holders()
 	return k, nil
-}
-
-// open finds the dataplane, and out whether there is IPv6.
-func (k *Kernel) open() error {
-	has, why := hasIPv6()
-	if !has {
-		k.noIPv6 = why
-	}
-	x, err := newXtables(k.o, k.log, k.metrics)
-	if err != nil {
-		return err
-	}
-	if has {
-		if err := x.addIPv6(); err != nil {
-			k.noIPv6 = err.Error()
-		}
-	}
-	k.rules = x
-	return nil
 }
 
 // stack is that of an address; nil if this machine has none.
@@ -209,7 +190,7 @@ func (k *Kernel) serve(ctx context.Context, st *stack, p *plan.Plan) (changed bo
 	}
 	forward := st.needsForwarding(p)
 	p.Router, p.Routed = st.router || !st.learnt && !forward, st.routed
-	if changed, err = k.rules.apply(ctx, p); err != nil {
+	if changed, err = k.rules.Apply(ctx, p); err != nil {
 		return changed, fmt.Errorf("apply rules: %w", err)
 	}
 	if forward {

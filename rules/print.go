@@ -4,6 +4,7 @@ import (
 	"io"
 
 	"sallyport/rules/iptables"
+	"sallyport/rules/nftables"
 	"sallyport/rules/plan"
 	"sallyport/watcher/model"
 )
@@ -16,9 +17,18 @@ func Print(w io.Writer, s *model.Snapshot, o Options) error {
 		if len(p.NodePortAddresses) == 0 {
 			p.NodePortAddresses = prefixes("0.0.0.0/0", "::/0")
 		}
-		if _, err := iptables.Render(plan.New(s, f, p)).WriteTo(w); err != nil {
+		if err := write(w, plan.New(s, f, p), o.Dataplane); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func write(w io.Writer, p *plan.Plan, d Dataplane) (err error) {
+	if d == DataplaneNFTables {
+		_, err = io.WriteString(w, nftables.Text(p))
+	} else {
+		_, err = iptables.Render(p).WriteTo(w)
+	}
+	return err
 }

@@ -35,21 +35,17 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 		return fmt.Errorf("subscribe to changes of links, addresses and routes: %w", err)
 	}
 	g.Go(func() error { return followNetworks(ctx, networks, changed) })
-	err = k.rules.watch(ctx, changed) // here: a goroutine's thread could be in another network namespace
+	err = k.rules.Watch(ctx, changed) // here: a goroutine's thread could be in another network namespace
 	return errors.Join(err, g.Wait())
 }
 
-// watch follows nf_tables, or looks at ip_tables from time to time.
-func (x *xtables) watch(ctx context.Context, changed func()) error {
+// Watch follows nf_tables, or looks at ip_tables from time to time.
+func (x *xtables) Watch(ctx context.Context, changed func()) error {
 	if x.backend() == BackendLegacy {
 		x.followLegacy(ctx, changed)
 		return nil
 	}
-	socket, err := x.nft.open()
-	if err != nil {
-		return err
-	}
-	return x.followNFT(ctx, socket, changed)
+	return x.followNFT(ctx, changed)
 }
 
 func followNetworks(ctx context.Context, s *nl.NetlinkSocket, changed func()) error {

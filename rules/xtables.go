@@ -11,6 +11,7 @@ import (
 	goiptables "github.com/coreos/go-iptables/iptables"
 
 	"sallyport/rules/iptables"
+	"sallyport/rules/nftables"
 	"sallyport/rules/plan"
 )
 
@@ -18,7 +19,7 @@ import (
 type xtables struct {
 	log     *slog.Logger
 	metrics metrics
-	nft     nftSocket
+	changes nftables.Changes // of iptables-nft
 	drift   drift
 
 	mu      sync.Mutex // held while rules are written, and by watch while it looks at them
@@ -55,7 +56,7 @@ func (x *xtables) addIPv6() error {
 
 func (x *xtables) addFlavour(f flavour) error {
 	if f.backend == BackendNFT {
-		f.mute = x.nft.mute
+		f.mute = x.changes.Mute
 	}
 	w := &writer{flavour: f, xtables: x, sizes: map[string]tableSize{}}
 	proto := map[plan.Family]goiptables.Protocol{plan.IPv4: goiptables.ProtocolIPv4, plan.IPv6: goiptables.ProtocolIPv6}[f.family]
@@ -81,12 +82,8 @@ func (x *xtables) writer(f plan.Family) *writer {
 	return x.writers[i]
 }
 
-func (x *xtables) is(h holder) bool {
-	f, ok := h.(flavour)
-	return ok && f.backend == x.backend()
-}
-
-func (x *xtables) apply(ctx context.Context, p *plan.Plan) (changed bool, err error) {
+// Apply renders the plan and writes what differs.
+func (x *xtables) Apply(ctx context.Context, p *plan.Plan) (changed bool, err error) {
 	want := iptables.Render(p)
 	x.mu.Lock()
 	defer x.mu.Unlock()
