@@ -248,3 +248,21 @@ func TestMetricsOfAnyName(t *testing.T) {
 		t.Errorf("got %s", fmt.Sprint(got))
 	}
 }
+
+// A scrape that cannot read the table tells what the last one did.
+func TestScrapeWithoutTable(t *testing.T) {
+	n := newNetwork(t)
+	registry := prometheus.NewRegistry()
+	tr := newTracker(t, n, registry)
+	reconcile(t, tr, dns("UDP", 0))
+	n.make(t, 3, 0x53000000, nil)
+	before := scrape(t, registry)
+	tr.table.close()
+	after := scrape(t, registry)
+	if after["sallyport_l4_connections_total 53"] != 3 || after["sallyport_l4_connections 53"] != before["sallyport_l4_connections 53"] {
+		t.Errorf("%v is told after %v", after, before)
+	}
+	if got := scrape(t, registry)["sallyport_conntrack_read_errors_total"]; got == 0 {
+		t.Error("the error is not counted")
+	}
+}
