@@ -104,7 +104,7 @@ type Node struct {
 	PodCIDRs    []netip.Prefix `json:"podCIDRs"`       // spec.podCIDRs
 	Ready       bool           `json:"ready"`          // status.conditions Ready is True
 	Zone        string         `json:"zone,omitempty"` // label topology.kubernetes.io/zone
-	Reach       Reach          `json:"reach"`          // how this edge reaches the node's pods
+	Reach       Reach          `json:"reach"`          // how this edge reaches the node's pods: directly, if it does so in either family
 }
 
 // InternalIP returns the node's first InternalIP of the same family as like, and whether there is one.

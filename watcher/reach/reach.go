@@ -1,5 +1,5 @@
 // Package reach finds out, node by node, whether this edge gets to pods directly (reach pods) or only through the
-// nodes' node ports (reach nodes).
+// nodes' node ports (reach nodes), and, of the latter, whether they have endpoints of Services with externalTrafficPolicy Local.
 //
 // The answer is an input of translation, beside the objects: when it changes, the pipeline runs again. A node whose
 // pods have not been probed yet is reached through its node ports, which needs nothing of the network.
@@ -24,12 +24,20 @@ import (
 
 // Options configure a Prober. Zero durations mean the defaults.
 type Options struct {
+	// Reach is that of the configuration. Pods are tried with auto alone.
+	Reach model.Reach
+	// IPv6 says that pods are tried in that family, too.
+	IPv6 bool
 	// Dial tries a TCP connection and closes it. The default is a plain net.Dialer.
 	Dial func(ctx context.Context, addr netip.AddrPort) error
+	// Get sends an HTTP GET and returns the status of the answer. The default is a client that follows no redirects.
+	Get func(ctx context.Context, url string) (status int, err error)
 	// Timeout of one try. Default 1 s.
 	Timeout time.Duration
 	// Interval between probes of a node whose answer is known. Default 10 s.
 	Interval time.Duration
+	// HealthInterval between questions to one healthCheckNodePort of a node. Default 3 s, and more where there are many.
+	HealthInterval time.Duration
 	// Changed is called when a node's answer changes. It must not block.
 	Changed func()
 	Log     *slog.Logger
@@ -48,12 +56,19 @@ type Prober struct {
 	o       Options
 	wake    chan struct{}
 	metrics *prometheus.GaugeVec
+	health  *health
 
 	mu    sync.Mutex
-	nodes map[model.ObjectRef]*node
+	nodes map[target]*node
 }
 
-// node is what is known of one node.
+// A target is a node in one family: its pods may be routed in the other alone.
+type target struct {
+	node model.ObjectRef
+	ipv6 bool
+}
+
+// node is what is known of one target.
 type node struct {
 	probes   probes // what to try
 	probed   bool   // an answer has been found at least once
@@ -80,10 +95,17 @@ func New(o Options) *Prober {
 	if o.Interval == 0 {
 		o.Interval = 10 * time.Second
 	}
+	if o.HealthInterval == 0 {
+		o.HealthInterval = 3 * time.Second
+	}
+	if o.Get == nil {
+		o.Get = get
+	}
 	return &Prober{
-		o:     o,
-		wake:  make(chan struct{}, 1),
-		nodes: map[model.ObjectRef]*node{},
+		o:      o,
+		wake:   make(chan struct{}, 1),
+		nodes:  map[target]*node{},
+		health: newHealth(o),
 		metrics: promauto.With(o.Metrics).NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sallyport_reach_nodes", Help: "Kubernetes nodes by the reach that this edge uses for their pods.",
 		}, []string{"reach"}),
@@ -98,30 +120,46 @@ func dial(ctx context.Context, addr netip.AddrPort) error {
 	return err
 }
 
-// PodsReachable says whether pods on the node are known to be reached directly.
-func (p *Prober) PodsReachable(ref model.ObjectRef) bool {
+// PodsReachable says whether pods on the node are known to be reached directly, by IPv4.
+func (p *Prober) PodsReachable(ref model.ObjectRef) bool { return p.reaches(target{ref, false}) }
+
+// IPv6PodsReachable says whether pods on the node are known to be reached directly, by IPv6.
+func (p *Prober) IPv6PodsReachable(ref model.ObjectRef) bool { return p.reaches(target{ref, true}) }
+
+func (p *Prober) reaches(t target) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := p.nodes[ref]
+	n := p.nodes[t]
 	return n != nil && n.pods
 }
 
-// Reconcile takes over the nodes and endpoints of s. Nodes without a known answer are probed at once by Run. It belongs
-// after the reconciler that programs routes.
+// NodeHealthy says whether the node is not known to have no endpoints of the Service with that healthCheckNodePort.
+func (p *Prober) NodeHealthy(ref model.ObjectRef, healthCheckNodePort uint16) bool {
+	return p.health.healthy(question{ref, healthCheckNodePort})
+}
+
+// Reconcile takes over the nodes and endpoints of s. What has no answer yet is probed at once by Run. It belongs after the
+// reconciler that programs routes.
 func (p *Prober) Reconcile(_ context.Context, s *model.Snapshot) error {
-	found := probesByNode(s)
+	p.health.take(s)
+	if p.o.Reach == model.ReachNodes {
+		return nil
+	}
+	found := p.probesByTarget(s)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	next := make(map[model.ObjectRef]*node, len(s.Nodes))
+	next := make(map[target]*node, len(p.nodes))
 	unknown := false
 	for _, sn := range s.Nodes {
-		n := p.nodes[sn.Ref]
-		if n == nil {
-			n = &node{}
+		for _, t := range p.targets(sn.Ref) {
+			n := p.nodes[t]
+			if n == nil {
+				n = &node{}
+			}
+			n.probes = found[t]
+			unknown = unknown || (!n.probed && !n.probes.none())
+			next[t] = n
 		}
-		n.probes = found[nodeKey{sn.Ref.Cluster, sn.Ref.Name}]
-		unknown = unknown || (!n.probed && !n.probes.none())
-		next[sn.Ref] = n
 	}
 	p.nodes = next
 	p.count()
@@ -134,27 +172,35 @@ func (p *Prober) Reconcile(_ context.Context, s *model.Snapshot) error {
 	return nil
 }
 
-// nodeKey names a node as endpoints do.
-type nodeKey struct{ cluster, name string }
+// targets are those of a node.
+func (p *Prober) targets(ref model.ObjectRef) []target {
+	if !p.o.IPv6 {
+		return []target{{ref, false}}
+	}
+	return []target{{ref, false}, {ref, true}}
+}
 
-// probesByNode picks pods of each node, with one port of each: ready ones, and IPv4 as all destinations are. Pods with the
-// node's own address (hostNetwork) are left out: that a node is reached says nothing of its pods.
-func probesByNode(s *model.Snapshot) map[nodeKey]probes {
+// probesByTarget picks pods of each node, with one port of each: ready ones. Pods with the node's own address (hostNetwork)
+// are left out: that a node is reached says nothing of its pods.
+func (p *Prober) probesByTarget(s *model.Snapshot) map[target]probes {
 	hosts := map[netip.Addr]bool{}
 	for _, n := range s.Nodes {
 		for _, ip := range n.InternalIPs {
 			hosts[ip] = true
 		}
 	}
-	out := map[nodeKey]probes{}
+	out := map[target]probes{}
 	for i := range s.Services {
 		for _, port := range s.Services[i].Ports {
 			for _, e := range port.Endpoints {
-				if !e.Ready || e.Node == "" || !e.Addr.Addr().Is4() || hosts[e.Addr.Addr()] {
+				if !e.Ready || e.Node == "" || hosts[e.Addr.Addr()] {
 					continue
 				}
-				k := nodeKey{s.Services[i].Ref.Cluster, e.Node}
-				out[k] = out[k].with(e.Addr, port.Protocol)
+				t := target{model.ObjectRef{Cluster: s.Services[i].Ref.Cluster, Kind: "Node", Name: e.Node}, e.Addr.Addr().Is6()}
+				if t.ipv6 && !p.o.IPv6 {
+					continue
+				}
+				out[t] = out[t].with(e.Addr, port.Protocol)
 			}
 		}
 	}
@@ -179,6 +225,9 @@ func wanted(have []netip.AddrPort, pod netip.Addr) bool {
 
 // Run probes until ctx ends: new nodes at once, every node each Interval.
 func (p *Prober) Run(ctx context.Context) error {
+	var health sync.WaitGroup
+	health.Go(func() { p.health.run(ctx) })
+	defer health.Wait()
 	tick := time.NewTicker(p.o.Interval)
 	defer tick.Stop()
 	for {
@@ -197,10 +246,10 @@ func (p *Prober) Run(ctx context.Context) error {
 func (p *Prober) probe(ctx context.Context, due func(*node) bool) {
 	var all sync.WaitGroup
 	p.mu.Lock()
-	for ref, n := range p.nodes {
+	for t, n := range p.nodes {
 		if due(n) && !n.probes.none() {
 			probes := n.probes
-			all.Go(func() { p.record(ref, p.reached(ctx, probes), ctx.Err() != nil) })
+			all.Go(func() { p.record(t, p.reached(ctx, probes), ctx.Err() != nil) })
 		}
 	}
 	p.mu.Unlock()
@@ -233,16 +282,16 @@ func (p *Prober) reached(ctx context.Context, pods probes) bool {
 }
 
 // record keeps one node's answer. A probe cut short by the end of Run says nothing.
-func (p *Prober) record(ref model.ObjectRef, reached, stopped bool) {
+func (p *Prober) record(t target, reached, stopped bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := p.nodes[ref]
+	n := p.nodes[t]
 	if n == nil || stopped {
 		return
 	}
 	if !n.probed || n.learn(reached) {
 		n.probed, n.pods = true, reached
-		p.announce(ref, reached)
+		p.announce(t, reached)
 	}
 }
 
@@ -256,25 +305,26 @@ func (n *node) learn(reached bool) bool {
 	return n.pods && n.failures >= failuresToFall
 }
 
-func (p *Prober) announce(ref model.ObjectRef, reached bool) {
+func (p *Prober) announce(t target, reached bool) {
 	p.count()
+	log := p.o.Log.With("node", t.node.Name, "ipv6", t.ipv6)
 	if reached {
-		p.o.Log.Info("pods of the node are reached directly", "node", ref.Name, "reach", model.ReachPods)
+		log.Info("pods of the node are reached directly", "reach", model.ReachPods)
 	} else {
-		p.o.Log.Warn("pods of the node are not reached directly, its node ports are used", "node", ref.Name,
-			"reach", model.ReachNodes, "advice", "route the node's podCIDRs to the node, or set reach: nodes")
+		log.Warn("pods of the node are not reached directly, its node ports are used", "reach", model.ReachNodes, "advice", "route the node's podCIDRs to the node, or set reach: nodes")
 	}
 	p.o.Changed()
 }
 
-// count brings the gauge up to date. p.mu is held.
+// count brings the gauge up to date: a node counts as reached directly if it is in either family. p.mu is held.
 func (p *Prober) count() {
-	pods := 0
-	for _, n := range p.nodes {
+	all, pods := map[model.ObjectRef]bool{}, map[model.ObjectRef]bool{}
+	for t, n := range p.nodes {
+		all[t.node] = true
 		if n.pods {
-			pods++
+			pods[t.node] = true
 		}
 	}
-	p.metrics.WithLabelValues(string(model.ReachPods)).Set(float64(pods))
-	p.metrics.WithLabelValues(string(model.ReachNodes)).Set(float64(len(p.nodes) - pods))
+	p.metrics.WithLabelValues(string(model.ReachPods)).Set(float64(len(pods)))
+	p.metrics.WithLabelValues(string(model.ReachNodes)).Set(float64(len(all) - len(pods)))
 }

@@ -117,6 +117,29 @@ func TestAnAnswerSurvivesSnapshotsAndGoesWithItsNode(t *testing.T) {
 	})
 }
 
+// TestFamiliesAreApart: pods may be routed in one family alone.
+func TestFamiliesAreApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(Options{IPv6: true, Changed: func() {}, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
+			Dial: func(_ context.Context, addr netip.AddrPort) error {
+				if addr.Addr().Is6() {
+					return nil
+				}
+				return syscall.EHOSTUNREACH
+			}})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { _ = p.Run(ctx) }() // ends with the test; Run always returns nil
+		s := snapshot()
+		s.Services[0].Ports[0].Endpoints = append(s.Services[0].Ports[0].Endpoints, model.Endpoint{Addr: netip.MustParseAddrPort("[fd00::2]:80"), Node: "node-a", Ready: true})
+		_ = p.Reconcile(ctx, s)
+		synctest.Wait()
+		if p.PodsReachable(nodeA) || !p.IPv6PodsReachable(nodeA) {
+			t.Errorf("reached by IPv4: %v, by IPv6: %v; want the latter alone", p.PodsReachable(nodeA), p.IPv6PodsReachable(nodeA))
+		}
+	})
+}
+
 func TestPodsToProbe(t *testing.T) {
 	endpoint := func(addr, node string, ready bool) model.Endpoint {
 		return model.Endpoint{Addr: netip.MustParseAddrPort(addr), Node: node, Ready: ready}
@@ -129,15 +152,18 @@ func TestPodsToProbe(t *testing.T) {
 			endpoint("10.1.0.2:80", "node-a", true),
 			endpoint("10.1.0.2:443", "node-a", true), // the same pod
 			endpoint("10.9.9.9:80", "", true),        // on no node
-			endpoint("[fd00::2]:80", "node-a", true), // not where traffic goes
+			endpoint("[fd00::2]:80", "node-a", true),
 			endpoint("10.1.0.3:80", "node-a", true),
 			endpoint("10.1.0.4:80", "node-a", true),
 			endpoint("10.1.0.5:80", "node-a", true), // one too many
 		}}, {Protocol: model.UDP, Endpoints: []model.Endpoint{endpoint("10.1.0.2:53", "node-a", true)}}}}},
 	}
-	p := probesByNode(s)[nodeKey{"", "node-a"}]
-	got := fmt.Sprint(p.tcp, p.udp)
-	if want := "[10.1.0.2:80 10.1.0.3:80 10.1.0.4:80] [10.1.0.2:53]"; got != want {
-		t.Errorf("got %s, want %s", got, want)
+	for ipv6, want := range map[bool]string{false: "[10.1.0.2:80 10.1.0.3:80 10.1.0.4:80] [10.1.0.2:53] []",
+		true: "[10.1.0.2:80 10.1.0.3:80 10.1.0.4:80] [10.1.0.2:53] [[fd00::2]:80]"} {
+		found := (&Prober{o: Options{IPv6: ipv6}}).probesByTarget(s)
+		p := found[target{nodeA, false}]
+		if got := fmt.Sprint(p.tcp, p.udp, found[target{nodeA, true}].tcp); got != want {
+			t.Errorf("IPv6 %v: got %s, want %s", ipv6, got, want)
+		}
 	}
 }

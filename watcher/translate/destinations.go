@@ -173,7 +173,7 @@ func (s *service) byEndpoint(endpoints []model.Endpoint, f family, nodePort uint
 	out = make([]model.Destination, 0, len(endpoints))
 	for i := range endpoints {
 		e := &endpoints[i]
-		if s.reachesPod(e) {
+		if s.reachesPod(e, f) {
 			direct++
 		} else if nodePort != 0 {
 			out = append(out, s.throughNode(e.Node, f, nodePort)...)
@@ -187,8 +187,8 @@ func (s *service) byEndpoint(endpoints []model.Endpoint, f family, nodePort uint
 
 // reachesPod says whether the endpoint is sent to directly. One without a node is no pod of the cluster's networks, but
 // a machine that someone wrote into an EndpointSlice: no node stands before it.
-func (s *service) reachesPod(e *model.Endpoint) bool {
-	return s.o.Reach == model.ReachPods || e.Node == "" || s.node[e.Node].pods
+func (s *service) reachesPod(e *model.Endpoint, f family) bool {
+	return s.o.Reach == model.ReachPods || e.Node == "" || s.node[e.Node].pods[f]
 }
 
 // throughNode sends to the node port of one node, or, if that takes none, of others: their kube-proxies know the way,

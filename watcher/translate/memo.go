@@ -55,7 +55,7 @@ type rememberedService struct {
 // of returns what is remembered of a cluster as it is now: nothing, if nodes or options are others than before.
 func (m *Memo) of(n *network) *memory {
 	options := n.o
-	options.PodsReachable, options.NodeHealthy = nil, nil // nodes hold the answers, and results
+	options.PodsReachable, options.IPv6PodsReachable, options.NodeHealthy = nil, nil, nil // nodes hold the answers, and results
 	options.Certificates, options.Memo = nil, nil
 	var last *memory
 	if m != nil {

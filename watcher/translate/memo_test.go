@@ -26,9 +26,10 @@ type editor struct {
 func (e *editor) options(m *Memo) Options {
 	return Options{
 		SCTP: true, IPv6: true, Zone: "a", ClusterIPs: true, Memo: m,
-		PodsReachable: func(n model.ObjectRef) bool { return !e.far[n.Name] },
-		NodeHealthy:   func(n model.ObjectRef, port uint16) bool { return !e.sick[n.Name] || port%2 == 0 },
-		ListenPorts:   []ListenPort{{model.TCP, 30003, "a test"}},
+		PodsReachable:     func(n model.ObjectRef) bool { return !e.far[n.Name] },
+		IPv6PodsReachable: func(n model.ObjectRef) bool { return e.far[n.Name] },
+		NodeHealthy:       func(n model.ObjectRef, port uint16) bool { return !e.sick[n.Name] || port%2 == 0 },
+		ListenPorts:       []ListenPort{{model.TCP, 30003, "a test"}},
 	}
 }
 

@@ -18,7 +18,7 @@ type nodeEntry struct {
 	name    string
 	addr    [families]netip.Addr // InternalIPs; invalid if there is none
 	takes   [families]bool       // node port traffic
-	pods    bool                 // its pods are reached directly
+	pods    [families]bool       // its pods are reached directly
 	leaving bool                 // it is to get no new traffic, see isLeaving
 	place   uint32               // where the node stands on the ring of entries
 }
@@ -34,8 +34,11 @@ func (t *translator) readNodes() {
 			continue
 		}
 		m := t.modelNode(n)
+		e := t.entryOf(n, &m)
+		if e.pods != [families]bool{} {
+			m.Reach = model.ReachPods
+		}
 		t.out.Nodes = append(t.out.Nodes, m)
-		e := entryOf(n, &m)
 		t.node[n.Name] = e
 		t.nodes = append(t.nodes, e)
 		for f := range e.takes {
@@ -49,8 +52,11 @@ func (t *translator) readNodes() {
 	}
 }
 
-func entryOf(n *corev1.Node, m *model.Node) nodeEntry {
-	e := nodeEntry{name: n.Name, pods: m.Reach == model.ReachPods, leaving: isLeaving(n), place: place(n.Name)}
+func (t *translator) entryOf(n *corev1.Node, m *model.Node) nodeEntry {
+	e := nodeEntry{name: n.Name, leaving: isLeaving(n), place: place(n.Name)}
+	for f, reachable := range [families]func(model.ObjectRef) bool{t.o.PodsReachable, t.o.IPv6PodsReachable} {
+		e.pods[f] = t.o.Reach == model.ReachPods || t.o.Reach == model.ReachAuto && reachable != nil && reachable(m.Ref)
+	}
 	for f, like := range [families]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		var has bool
 		e.addr[f], has = m.InternalIP(like)
@@ -93,7 +99,7 @@ func place(name string) uint32 {
 }
 
 func (t *translator) modelNode(n *corev1.Node) model.Node {
-	m := model.Node{
+	return model.Node{
 		Ref:         t.ref("Node", n),
 		InternalIPs: t.internalIPs(n),
 		PodCIDRs:    t.podCIDRs(n),
@@ -101,10 +107,6 @@ func (t *translator) modelNode(n *corev1.Node) model.Node {
 		Zone:        n.Labels[corev1.LabelTopologyZone],
 		Reach:       model.ReachNodes,
 	}
-	if t.o.Reach == model.ReachPods || t.o.Reach == model.ReachAuto && t.o.PodsReachable != nil && t.o.PodsReachable(m.Ref) {
-		m.Reach = model.ReachPods
-	}
-	return m
 }
 
 // internalIPs are the node's own addresses. Those that could only be the edge itself or a whole segment are refused:

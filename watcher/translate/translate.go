@@ -22,9 +22,9 @@ import (
 type Options struct {
 	// Reach is how endpoints are reached: auto, pods or nodes. Empty means auto.
 	Reach model.Reach
-	// PodsReachable says whether this edge reaches the pods of a node directly. It is consulted in reach auto only, once
-	// for each node; nil means that none are reached.
-	PodsReachable func(node model.ObjectRef) bool
+	// PodsReachable says whether this edge reaches the pods of a node directly, and IPv6PodsReachable whether it does by IPv6.
+	// They are consulted in reach auto only, once for each node; nil means that none are reached.
+	PodsReachable, IPv6PodsReachable func(node model.ObjectRef) bool
 	// AllowLoopbackEndpoints takes endpoints at loopback addresses, for the demo, whose pods are local processes. It must
 	// be false with a real cluster, whose users could otherwise send traffic to the edge's own services.
 	AllowLoopbackEndpoints bool

@@ -24,6 +24,7 @@ var update = flag.Bool("update", false, "rewrite the want sections of the scenar
 type scenarioOptions struct {
 	Reach                  model.Reach
 	PodsReachable          []string // names of nodes
+	IPv6PodsReachable      []string // the same
 	AllowLoopbackEndpoints bool
 	OwnAddresses           []netip.Addr
 	ListenPorts            []ListenPort
@@ -58,6 +59,7 @@ func (s scenarioOptions) options() Options {
 		ClusterIPs: s.ClusterIPs, Zone: s.Zone, TLS: s.TLS, DefaultCertificate: s.DefaultCertificate, RedirectHTTPS: s.RedirectHTTPS}
 	if s.PodsReachable != nil {
 		o.PodsReachable = func(n model.ObjectRef) bool { return slices.Contains(s.PodsReachable, n.Name) }
+		o.IPv6PodsReachable = func(n model.ObjectRef) bool { return slices.Contains(s.IPv6PodsReachable, n.Name) }
 	}
 	if s.Unhealthy != nil {
 		o.NodeHealthy = func(n model.ObjectRef, _ uint16) bool { return !slices.Contains(s.Unhealthy, n.Name) }
