@@ -32,7 +32,7 @@ func TestAffinityIsByClientAlone(t *testing.T) {
 	svc.VIPs, svc.Affinity = []netip.Addr{loopback()}, &model.Affinity{Timeout: time.Hour}
 	one, other := newEdge(t, Options{HashSeed: 7}), newEdge(t, Options{HashSeed: 7})
 	one.mustReconcile(t, svc)
-	at := []string{one.at(30001), one.at(30001), netip.AddrPortFrom(svc.VIPs[0], 80).String(), other.at(30001)}
+	at := []string{one.at(30001), one.at(30001), netip.AddrPortFrom(svc.VIPs[0], servicePort).String(), other.at(30001)}
 	svc.VIPs = nil // an address is one edge's
 	other.mustReconcile(t, svc)
 	seen := map[string]bool{}

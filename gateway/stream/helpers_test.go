@@ -91,9 +91,12 @@ func (e edge) value(t testing.TB, name string) float64 {
 	return 0
 }
 
-// service returns a Service with one NodePort.
+// servicePort is the port that service gives its Services. It is one that needs no privilege.
+const servicePort = 8080
+
+// service returns a Service with one port, and a NodePort unless it is 0.
 func service(name string, p model.Protocol, nodePort uint16, destinations ...netip.AddrPort) model.Service {
-	port := model.ServicePort{Protocol: p, Port: 80, NodePort: nodePort}
+	port := model.ServicePort{Protocol: p, Port: servicePort, NodePort: nodePort}
 	for _, d := range destinations {
 		port.Destinations = append(port.Destinations, model.Destination{Addr: d, Reach: model.ReachPods})
 	}

@@ -183,7 +183,7 @@ func TestServiceIsLimitedByClientOverAllItsAddresses(t *testing.T) {
 	svc := service("web", model.TCP, 30001, tcpEcho(t, "a"))
 	svc.VIPs, svc.Limits = []netip.Addr{loopback()}, &model.Limits{PerClient: 1}
 	e.mustReconcile(t, svc)
-	dial(t, netip.AddrPortFrom(svc.VIPs[0], 80).String()).line(t) // both are from 127.0.0.1
+	dial(t, netip.AddrPortFrom(svc.VIPs[0], servicePort).String()).line(t) // both are from 127.0.0.1
 	mustBeReset(t, e.at(30001))
 	c, err := dialFrom(loopback(), e.at(30001), patience)
 	if err != nil {

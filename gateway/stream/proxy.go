@@ -7,8 +7,8 @@
 //
 //   - Endpoints see an address of this machine, as with SNAT; TCP endpoints can be told the client's by the PROXY protocol.
 //   - Clients outside of source ranges are dropped without an answer; but with TCP only if the ranges fit into a socket filter, some
-//     500 IPv4 networks. Otherwise, and where a limit is exceeded, the kernel has answered before a program learns of the
-//     client, and so it is reset at once.
+//     500 IPv4 networks, and the kernel permits one, which for some takes CAP_NET_ADMIN. Otherwise, and where a limit is exceeded,
+//     the kernel has answered before a program learns of the client, and so it is reset at once.
 //   - Destinations take turns by weight, which spreads connections more evenly than the kernel's hash of source address and
 //     port: a flow that moves to another edge is lost to a proxy in any case. Only session affinity is by hash.
 //   - A connection that its destination refuses goes to another one. So does a client whose family no destination has.
@@ -109,6 +109,7 @@ type Proxy struct {
 
 	states      *states
 	udpSessions budget
+	unpermitted sync.Once // tells that socket filters are not
 }
 
 // New returns a proxy that listens nowhere yet. Close or Shutdown ends the goroutines that it starts.

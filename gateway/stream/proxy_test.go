@@ -35,7 +35,7 @@ func TestUnbindablePortHurtsNoOther(t *testing.T) {
 	}}
 	err = e.Reconcile(t.Context(), s)
 	want := fmt.Sprintf(`stream: Service default/twin: TCP %[1]s:30003 is taken by Service default/third; give one of them another port
-stream: Service default/foreign: listen tcp4 192.0.2.1:80: bind: cannot assign requested address; add the address to an interface of this machine: userspace serves local addresses only
+stream: Service default/foreign: listen tcp4 192.0.2.1:8080: bind: cannot assign requested address; add the address to an interface of this machine: userspace serves local addresses only
 stream: Service default/second: listen tcp4 %[1]s:30002: bind: address already in use; stop the program that has the port (ss -lnp shows it), or give the Service another port`, e.ip)
 	if got := fmt.Sprint(err); got != want {
 		t.Errorf("Reconcile:\ngot  %s\nwant %s", got, want)

@@ -21,7 +21,7 @@ func TestExternalIPs(t *testing.T) {
 	svc := service("web", model.TCP, 0, tcpEcho(t, "a"))
 	svc.ExternalIPs = []netip.Addr{loopback()}
 	e.mustReconcile(t, svc)
-	dial(t, netip.AddrPortFrom(svc.ExternalIPs[0], 80).String()).mustLine(t, "a")
+	dial(t, netip.AddrPortFrom(svc.ExternalIPs[0], servicePort).String()).mustLine(t, "a")
 }
 
 // The older Service has an address, or of equally old ones the first by name, wherever it stands in the snapshot; and also
@@ -51,7 +51,7 @@ func TestOlderServiceHasTheAddress(t *testing.T) {
 // One address may be several things to a Service.
 func TestAddressThatAServiceHasTwice(t *testing.T) {
 	e := newEdge(t, Options{})
-	svc := service("web", model.TCP, 80, tcpEcho(t, "a"))
+	svc := service("web", model.TCP, servicePort, tcpEcho(t, "a"))
 	svc.VIPs, svc.ExternalIPs = []netip.Addr{e.ip}, []netip.Addr{e.ip}
 	svc.SourceRanges = rangesOf("10.0.0.0/8")
 	e.mustReconcile(t, svc)
@@ -143,7 +143,7 @@ func TestClusterIPs(t *testing.T) {
 		ip(t, "route add local 10.96.0.0/12 dev lo")
 		ip(t, "route add local fd00:96::/108 dev lo")
 		for _, a := range web.ClusterIPs {
-			at := netip.AddrPortFrom(a, 80).String()
+			at := netip.AddrPortFrom(a, servicePort).String()
 			dial(t, at).mustLine(t, "a")
 			if got := ask(t, udpDial(t, at), "?"); got != "b:?" {
 				t.Errorf("answer of %v = %q, want %q", a, got, "b:?")

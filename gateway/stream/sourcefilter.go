@@ -13,8 +13,9 @@ import (
 )
 
 // A program cannot refuse to answer a TCP client: the kernel does so before accept. But it can have its listener ignore
-// packets by a socket filter (SO_ATTACH_FILTER, socket(7)), which takes no privilege. So whoever is outside of a Service's source
-// ranges is dropped, as in the kernel dataplanes, where the ranges fit into a filter: some 500 IPv4 or 300 IPv6 networks.
+// packets by a socket filter (SO_ATTACH_FILTER, socket(7)). So whoever is outside of a Service's source ranges is dropped, as in
+// the kernel dataplanes, where the ranges fit into a filter, some 500 IPv4 or 300 IPv6 networks, and where the kernel permits it:
+// some, such as 6.18.44, want CAP_NET_ADMIN for it if the socket is TCP's. Everywhere else, who accepts resets.
 //
 // The filter is a binary search among the addresses at which permission changes, in the classic BPF machine
 // (Documentation/networking/filter.rst of Linux): one accumulator, 32-bit words, jumps forward only.
@@ -133,8 +134,20 @@ func ifReached(bound netip.Addr, source uint32) []unix.SockFilter {
 	return code
 }
 
-// filterSources has the kernel ignore whoever is outside of the ranges, if it can: who accepts has to look, too.
-func filterSources(l *net.TCPListener, r *model.SourceRanges) error {
+// filterSources has the kernel ignore whoever is outside of the target's ranges, if it can: who accepts has to look, too.
+func (l *tcpListener) filterSources(t *target) {
+	err := setFilter(l.listener, t.ranges)
+	switch log := l.proxy.opt.Log; {
+	case errors.Is(err, unix.EPERM):
+		l.proxy.unpermitted.Do(func() {
+			log.Warn("clients outside of source ranges are reset, not ignored, as this kernel wants CAP_NET_ADMIN for a socket filter", "err", err)
+		})
+	case err != nil:
+		log.Warn("clients outside of source ranges are reset, not ignored", "service", t.service, "err", err)
+	}
+}
+
+func setFilter(l *net.TCPListener, r *model.SourceRanges) error {
 	raw, err := l.SyscallConn()
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -176,7 +177,24 @@ func dialFrom(from netip.Addr, addr string, limit time.Duration) (net.Conn, erro
 // briefly is enough for the kernel to answer over loopback, which it does before connect returns.
 const briefly = 300 * time.Millisecond
 
+// requireFilters skips a test where only root may have a filter on a TCP socket, and this is not root.
+func requireFilters(t *testing.T) {
+	t.Helper()
+	l := newEdge(t, Options{})
+	l.mustReconcile(t, service("web", model.TCP, 30001, unused()))
+	for _, b := range l.listeners {
+		err := setFilter(b.listener.(*tcpListener).listener, rangesOf("10.0.0.0/8"))
+		switch {
+		case errors.Is(err, unix.EPERM) && os.Geteuid() != 0:
+			t.Skip("this kernel wants CAP_NET_ADMIN for a filter on a TCP socket")
+		case err != nil:
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestTCPSourceRangesAreHeldToInSilence(t *testing.T) {
+	requireFilters(t)
 	t.Parallel()
 	e := newEdge(t, Options{SourceRangesOnNodePorts: true})
 	friend, foe := loopback(), loopback()
@@ -221,6 +239,7 @@ func mustAnswer(t *testing.T, from netip.Addr, addr string, want bool, why strin
 }
 
 func TestTCPSourceRangesOfBothFamiliesOnOneSocket(t *testing.T) {
+	requireFilters(t)
 	t.Parallel()
 	port := freePort(t)
 	p := New(Options{SourceRangesOnNodePorts: true})

@@ -40,9 +40,7 @@ func (l *tcpListener) aim(t *target) {
 	if before == nil && t.ranges == nil || before != nil && sameRanges(before.ranges, t.ranges) {
 		return
 	}
-	if err := filterSources(l.listener, t.ranges); err != nil {
-		l.proxy.opt.Log.Warn("source ranges are held to by resets, not by silence", "service", t.service, "err", err)
-	}
+	l.filterSources(t)
 }
 
 // serve never waits for a destination: each connection has a goroutine for that, which ends with it.

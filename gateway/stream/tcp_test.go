@@ -35,7 +35,7 @@ func TestTCPOnVIP(t *testing.T) {
 	svc.VIPs = []netip.Addr{loopback(), loopback()}
 	e.mustReconcile(t, svc)
 	for _, vip := range svc.VIPs {
-		dial(t, netip.AddrPortFrom(vip, 80).String()).mustLine(t, "a")
+		dial(t, netip.AddrPortFrom(vip, servicePort).String()).mustLine(t, "a")
 	}
 }
 

@@ -50,7 +50,7 @@ func TestTrafficByServicePort(t *testing.T) {
 	c.line(t)     // 2 bytes
 	c.mustEcho(t) // 6 bytes each way
 	ask(t, udpDial(t, e.at(30053)), "?")
-	udp := []string{"bytes_total dns 80 UDP in: 1", "bytes_total dns 80 UDP out: 3", "connections dns 80 UDP: 1", "connections_total dns 80 UDP: 1"}
+	udp := []string{"bytes_total dns 8080 UDP in: 1", "bytes_total dns 8080 UDP out: 3", "connections dns 8080 UDP: 1", "connections_total dns 8080 UDP: 1"}
 	for _, tt := range []struct {
 		name string
 		do   func()
@@ -80,7 +80,7 @@ func TestTrafficOfAPortThatGetsAnotherNumber(t *testing.T) {
 	svc.Ports[0].Name = "http"
 	e.mustReconcile(t, svc)
 	dial(t, e.at(30001)).line(t)
-	svc.Ports[0].Port = 8080
+	svc.Ports[0].Port = servicePort + 1
 	e.mustReconcile(t, svc)
 	dial(t, e.at(30001)).line(t)
 	if got := e.traffic(t); !slices.Contains(got, "connections_total web http TCP: 2") {
@@ -127,7 +127,7 @@ func BenchmarkCollect(b *testing.B) {
 		dial(b, e.at(30001)).line(b)
 	}
 	for i := range ports {
-		svc := service(fmt.Sprintf("service-%d", i), model.TCP, 80)
+		svc := service(fmt.Sprintf("service-%d", i), model.TCP, 0)
 		e.states.port(&svc, &svc.Ports[0]).traffic.begin()
 	}
 	collector, out := newTrafficCollector(e.Proxy), make(chan prometheus.Metric, 4*(ports+1))
