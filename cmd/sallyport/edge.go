@@ -49,7 +49,7 @@ func newEdge(c config.Config, inputs []input, log *slog.Logger, registry *promet
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	buildInfo(registry)
 	trigger := watcher.NewTrigger(watcher.CoalesceDelay)
-	e.prober = reach.New(reach.Options{Changed: trigger.Mark, Log: log.With("part", "reach"), Metrics: registry})
+	e.prober = reach.New(reach.Options{Reach: c.Reach, IPv6: true, Changed: trigger.Mark, Log: log.With("part", "reach"), Metrics: registry})
 	e.sockets = inheritSockets(log)
 	steps, err := e.bind(inputs, trigger)
 	if err != nil {
@@ -73,7 +73,7 @@ func (e *edge) bind(inputs []input, trigger *watcher.Trigger) (sequence, error) 
 		return nil, err
 	}
 	steps := sequence{l4}
-	if c.Reach == model.ReachAuto {
+	if c.Reach != model.ReachPods {
 		steps = append(steps, step{"reach", e.prober}) // after the routes that it probes are there
 	}
 	if !c.L7.Enabled {
@@ -105,6 +105,7 @@ func (e *edge) newPipeline(inputs []input, trigger *watcher.Trigger, steps seque
 	results := laneResults(e.registry)
 	e.lane = newLane("edge", steps, problems, results, e.log)
 	o := translateOptions(e.config, e.prober.PodsReachable)
+	o.IPv6PodsReachable, o.NodeHealthy = e.prober.IPv6PodsReachable, e.prober.NodeHealthy
 	o.OwnAddresses = ownAddresses(e.log)
 	p := &pipeline{
 		inputs:   inputs,
@@ -132,7 +133,7 @@ func (e *edge) newPipeline(inputs []input, trigger *watcher.Trigger, steps seque
 func translateOptions(c config.Config, reachable func(model.ObjectRef) bool) translate.Options {
 	kernel := c.L4.Dataplane != config.DataplaneUserspace
 	o := translate.Options{
-		Reach: c.Reach, PodsReachable: reachable, IPv6: true, SCTP: kernel, ProxyProtocol: !kernel, KeepsSource: c.L4.KeepsSource(),
+		Reach: c.Reach, PodsReachable: reachable, IPv6PodsReachable: reachable, IPv6: true, SCTP: kernel, ProxyProtocol: !kernel, KeepsSource: c.L4.KeepsSource(),
 		ExternalIPs: c.L4.ExternalIPs, ClusterIPs: c.L4.ClusterIPs, Zone: c.Edge.Zone,
 		TLS: c.L7.Enabled && c.L7.HTTPSPort != 0, DefaultCertificate: c.L7.DefaultCertificateName(), RedirectHTTPS: c.L7.TLS.Redirect,
 		Certificates: new(translate.CertificateCache), Memo: new(translate.Memo),
