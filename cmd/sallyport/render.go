@@ -73,12 +73,12 @@ func report(w io.Writer, m objects.Manifest) error {
 // A rendering is what "sallyport render" prints.
 type rendering struct {
 	Snapshot *model.Snapshot `json:"snapshot"`
-	Rules    string          `json:"rules,omitempty"` // input of iptables-restore; empty in user space
+	Rules    string          `json:"rules,omitempty"` // as the tools that load them read them; empty in user space
 }
 
 func renderOf(in objects.Manifest, c config.Config) rendering {
 	s := assemble(objects.Objects{in.Objects}, translateOptions(c, func(model.ObjectRef) bool { return true }), c.Pools)
-	if c.L4.Dataplane != config.DataplaneIptables {
+	if c.L4.Dataplane == config.DataplaneUserspace {
 		return rendering{Snapshot: s}
 	}
 	o := rulesOptions(c)

@@ -53,7 +53,7 @@ func (f *flags) add(cmd *cobra.Command) {
 	addConfig(cmd, &f.file)
 	s := cmd.Flags()
 	s.StringVar(&f.reach, "reach", "", "how pods are reached: auto, pods or nodes (overrides reach)")
-	s.StringVar(&f.dataplane, "dataplane", "", "iptables or userspace (overrides l4.dataplane)")
+	s.StringVar(&f.dataplane, "dataplane", "", "iptables, nftables or userspace (overrides l4.dataplane)")
 	s.StringVar(&f.httpPort, "http-port", "", "`port` that HTTP is served on (overrides l7.httpPort)")
 	s.StringVar(&f.httpsPort, "https-port", "", "`port` that HTTPS is served on, 0 for none (overrides l7.httpsPort)")
 }
