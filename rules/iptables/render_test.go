@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -321,119 +320,6 @@ func TestEndpointTreeCost(t *testing.T) {
 	if cost > 150 {
 		t.Errorf("%d rules to the last of 5000 endpoints, want at most 150", cost)
 	}
-}
-
-// plainList renders the nat and filter tables as lists, one rule after the other, as one would write them by hand: what
-// the trees are held against.
-func plainList(s *model.Snapshot, o plan.Options) string {
-	nat, vips, nodePorts := "", "", ""
-	for _, svc := range s.Services {
-		for _, sp := range svc.Ports {
-			proto := strings.ToLower(string(sp.Protocol))
-			for _, v := range svc.VIPs {
-				nat += listed(fmt.Sprintf("-d %s/32 -p %s -m %s --dport %d", v, proto, proto, sp.Port), sp)
-			}
-			if sp.NodePort != 0 {
-				nodePorts += listed(fmt.Sprintf("! -d 127.0.0.0/8 -p %s -m %s --dport %d -m addrtype --dst-type LOCAL", proto, proto, sp.NodePort), sp)
-			}
-		}
-	}
-	filter := ""
-	for _, v := range vipsOf(s) {
-		vips += fmt.Sprintf("-A SALLY-SERVICES -d %s/32 -j RETURN\n", v)
-		filter += fmt.Sprintf("-A SALLY-INPUT -d %s/32 -p icmp -j ACCEPT\n", v)
-		for _, port := range o.VIPPorts {
-			filter += fmt.Sprintf("-A SALLY-INPUT -d %s/32 -p tcp -m tcp --dport %d -j ACCEPT\n", v, port)
-		}
-		filter += fmt.Sprintf("-A SALLY-INPUT -d %s/32 -j REJECT\n", v)
-	}
-	return `*filter
-:SALLY-FORWARD - [0:0]
-:SALLY-INPUT - [0:0]
-:SALLY-OUTPUT - [0:0]
--A SALLY-FORWARD -m mark --mark 0x53100000/0xfff00000 -j ACCEPT
--A SALLY-INPUT -m mark --mark 0x53200000/0xfff00000 -j REJECT
-` + filter + `COMMIT
-*nat
-:SALLY-SERVICES - [0:0]
-:SALLY-POSTROUTING - [0:0]
-` + nat + vips + nodePorts + `-A SALLY-POSTROUTING -m mark ! --mark 0x53100000/0xfff00000 -j RETURN
--A SALLY-POSTROUTING -j CONNMARK --set-xmark 0x53000000/0xff000000
--A SALLY-POSTROUTING -j MARK --set-xmark 0x0/0xffffffff
--A SALLY-POSTROUTING -j MASQUERADE --random-fully
-COMMIT
-`
-}
-
-func listed(match string, sp model.ServicePort) (text string) {
-	add := func(target string) { text += "-A SALLY-SERVICES " + match + " " + target + "\n" }
-	if len(sp.Destinations) == 0 {
-		add("-j MARK --set-xmark 0x53200000/0xffffffff")
-		add("-j RETURN")
-		return text
-	}
-	add(fmt.Sprintf("-j HMARK --hmark-tuple src,sport --hmark-mod %d --hmark-offset 0x53100000 --hmark-rnd 0", len(sp.Destinations)))
-	for i, d := range sp.Destinations {
-		add(fmt.Sprintf("-m mark --mark %#x -j DNAT --to-destination %s", 0x53100000+i, d.Addr))
-	}
-	return text
-}
-
-// TestTreeAgreesWithList compares trees and lists over random services and packets.
-func TestTreeAgreesWithList(t *testing.T) {
-	for seed := range uint64(80) {
-		r := rand.New(rand.NewPCG(seed, 0))
-		s := randomSnapshot(r)
-		tree := newTracer(t, renderFor(s, testOptions), vipsOf(s)...)
-		list, err := readRules(plainList(s, testOptions), append(vipsOf(s), netip.MustParseAddr(edgeIP))...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for range 100 {
-			flow := randomFlow(r, s)
-			got, _ := tree.trace(flow)
-			want, _ := list.trace(flow)
-			if got != want {
-				t.Fatalf("seed %d: %s\ntree %s\nlist %s", seed, flow, got, want)
-			}
-		}
-	}
-}
-
-func randomSnapshot(r *rand.Rand) *model.Snapshot {
-	s := scenario.Snapshot()
-	nets := []string{"198.51.100", "203.0.113", "10.200.7", "10.200.8"}[:1+r.IntN(4)]
-	for i := range 1 + r.IntN(60) {
-		var vips, ports []string
-		for range r.IntN(3) {
-			vips = append(vips, fmt.Sprintf("%s.%d", nets[r.IntN(len(nets))], r.IntN(256)))
-		}
-		for range 1 + r.IntN(1+r.IntN(20)) {
-			ports = append(ports, fmt.Sprintf("%s %d %d:%s", []string{"TCP", "UDP"}[r.IntN(2)], 1+r.IntN(200),
-				[]int{0, 30000 + r.IntN(2768)}[r.IntN(2)], scenario.Destinations(r.IntN(2+r.IntN(24)))))
-		}
-		s.Services = append(s.Services, scenario.Service(fmt.Sprintf("s%d", i), strings.Join(vips, " "), ports...))
-	}
-	return s
-}
-
-// randomFlow prefers addresses and ports that the snapshot has, and their neighbours.
-func randomFlow(r *rand.Rand, s *model.Snapshot) string {
-	svc := s.Services[r.IntN(len(s.Services))]
-	sp := svc.Ports[r.IntN(len(svc.Ports))]
-	dst := netip.MustParseAddr(edgeIP)
-	if len(svc.VIPs) > 0 && r.IntN(2) == 0 {
-		dst = svc.VIPs[r.IntN(len(svc.VIPs))]
-	}
-	port := []uint16{sp.Port, sp.NodePort, 22, 443, uint16(r.IntN(65536))}[r.IntN(5)]
-	if r.IntN(6) == 0 {
-		dst = dst.Next()
-	}
-	if r.IntN(6) == 0 {
-		port++
-	}
-	from := []string{"192.0.2.9", "edge", "10.1.0.2"}[r.IntN(3)]
-	return fmt.Sprintf("%s -> %s %s:%d", from, []string{"tcp", "udp"}[r.IntN(2)], dst, port)
 }
 
 // TestChangeIsSmall counts what one changed endpoint writes anew.

@@ -50,6 +50,9 @@ func parseRule(f []string) (traceRule, error) {
 }
 
 func parseMatch(module, option, value string) (func(*tracePacket) bool, error) {
+	if option == "-s" || option == "-d" || option == "-p" {
+		module = "" // they may stand anywhere
+	}
 	switch module + " " + option {
 	case " -s":
 		net, err := netip.ParsePrefix(value)

@@ -51,6 +51,14 @@ type tracePacket struct {
 
 // readRules parses rules and refuses what could not work: jumps to nowhere, chains that nothing leads to.
 func readRules(text string, local ...netip.Addr) (*tracer, error) {
+	tr, err := parseRules(text, local...)
+	if err != nil {
+		return nil, err
+	}
+	return tr, tr.lint()
+}
+
+func parseRules(text string, local ...netip.Addr) (*tracer, error) {
 	tr := &tracer{tables: map[string]map[string][]traceRule{}, local: local}
 	var chains map[string][]traceRule
 	for line := range strings.Lines(text) {
@@ -76,7 +84,7 @@ func readRules(text string, local ...netip.Addr) (*tracer, error) {
 			return nil, fmt.Errorf("line not understood: %q", line)
 		}
 	}
-	return tr, tr.lint()
+	return tr, nil
 }
 
 func (tr *tracer) lint() error {
@@ -152,6 +160,9 @@ func (r traceRule) apply(p *tracePacket) (verdict string) {
 		return "ACCEPT"
 	case "SNAT":
 		p.snat = argument(r.args, "--to-source")
+		if first, last, _ := strings.Cut(p.snat, "-"); first == last {
+			p.snat = first
+		}
 		return "ACCEPT"
 	case "SET":
 		number(argument(r.args, "--timeout"))
