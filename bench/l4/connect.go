@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"time"
 
@@ -40,7 +41,8 @@ func open(source netip.Addr, within time.Duration) (socket, error) {
 
 func (s socket) close() { unix.Close(int(s)) }
 
-// connect returns the time that the handshake took.
+// connect returns the time that the handshake took. EINTR means that a signal of the runtime cut it short (signal(7): a socket with
+// a time limit is not tried again by the kernel): the socket is of no use, and the time says nothing.
 func (s socket) connect(to netip.AddrPort) (time.Duration, error) {
 	address := &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}
 	start := time.Now()
@@ -51,23 +53,60 @@ func (s socket) connect(to netip.AddrPort) (time.Duration, error) {
 // read returns the address that the endpoint says it was reached at.
 func (s socket) read() (netip.Addr, error) {
 	var b [4]byte
-	n, err := unix.Read(int(s), b[:])
-	if err == nil && n != len(b) {
-		err = fmt.Errorf("read %d bytes of an address", n)
-	}
+	err := s.readFull(b[:])
 	return netip.AddrFrom4(b), err
+}
+
+// readFull fills b, whatever signals come.
+func (s socket) readFull(b []byte) error {
+	for len(b) > 0 {
+		switch n, err := unix.Read(int(s), b); {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case n == 0:
+			return io.ErrUnexpectedEOF
+		default:
+			b = b[n:]
+		}
+	}
+	return nil
+}
+
+// echo sends a byte through an established connection and waits for it to come back.
+func (s socket) echo() error {
+	b := []byte{'.'}
+	if _, err := unix.Write(int(s), b); err != nil {
+		return err
+	}
+	return s.readFull(b)
+}
+
+// dial opens a socket and connects it, again if a signal came between.
+func dial(source netip.Addr, to netip.AddrPort, within time.Duration) (socket, time.Duration, error) {
+	for {
+		s, err := open(source, within)
+		if err != nil {
+			return 0, 0, err
+		}
+		took, err := s.connect(to)
+		if err == nil {
+			return s, took, nil
+		}
+		s.close()
+		if !errors.Is(err, unix.EINTR) {
+			return 0, 0, fmt.Errorf("connect %v to %v: %w", source, to, err)
+		}
+	}
 }
 
 // ask connects and returns the endpoint that answers. It runs in the client's network namespace.
 func ask(source netip.Addr, to netip.AddrPort, within time.Duration) (netip.Addr, error) {
-	s, err := open(source, within)
+	s, _, err := dial(source, to, within)
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	defer s.close()
-	if _, err := s.connect(to); err != nil {
-		return netip.Addr{}, err
-	}
 	return s.read()
 }
 
@@ -79,15 +118,11 @@ func (s *site) timeConnects(e *edgeHost, to netip.AddrPort, n int) (took []time.
 	took = make([]time.Duration, 0, n)
 	err = s.client.Do(func() error {
 		for i := range n + warmUp {
-			socket, err := open(e.source, patience)
+			socket, d, err := dial(e.source, to, patience)
 			if err != nil {
-				return err
+				return fmt.Errorf("through %s: %w", e.Name, err)
 			}
-			d, err := socket.connect(to)
 			socket.close()
-			if err != nil {
-				return fmt.Errorf("connect to %v through %s: %w", to, e.Name, err)
-			}
 			if i >= warmUp {
 				took = append(took, d)
 			}

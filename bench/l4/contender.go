@@ -26,7 +26,7 @@ type contender interface {
 	command(e *edgeHost, kubeconfig, dir string) ([]string, error)
 	// metrics is where it serves them, on its host.
 	metrics() string
-	// applied is the time that the program itself says it took to bring all Services into the kernel for the first time.
+	// applied is the time that the program itself says it took to bring all Services into the kernel, 0 if it has not yet.
 	applied(m samples) time.Duration
 	// places are the Services that its rules have first, in the middle and last, of n.
 	places(e *edgeHost, n int) ([3]int, error)
@@ -54,6 +54,7 @@ func (k kubeProxy) most() int {
 }
 
 func (k kubeProxy) prepare(e *edgeHost, s *site) error {
+	s.members = append(s.members, e)
 	return run(e.Host, "ip", "route", "add", api.Pods.String(), "via", s.node.NodesAddr.String()) // a CNI's work, on a node
 }
 
@@ -146,6 +147,9 @@ func (s sallyport) command(_ *edgeHost, kubeconfig, dir string) ([]string, error
 func (s sallyport) metrics() string { return "http://127.0.0.1:9440/metrics" }
 
 func (s sallyport) applied(m samples) time.Duration {
+	if m["sallyport_rules_apply_seconds_count"] == 0 { // translated, but not applied yet
+		return 0
+	}
 	return m.seconds("sallyport_translate_seconds_sum") + m.seconds("sallyport_rules_apply_seconds_sum")
 }
 
@@ -202,9 +206,10 @@ type samples map[string]float64
 // readMetrics gets the page of a contender on its host.
 func readMetrics(h *network.Host, url string) (samples, error) {
 	page, err := get(h, url)
-	if err != nil {
-		return nil, err
-	}
+	return parseMetrics(page), err
+}
+
+func parseMetrics(page string) samples {
 	m := samples{}
 	for line := range strings.Lines(page) {
 		if i := strings.LastIndexByte(strings.TrimSpace(line), ' '); i > 0 && line[0] != '#' {
@@ -214,7 +219,7 @@ func readMetrics(h *network.Host, url string) (samples, error) {
 			}
 		}
 	}
-	return m, nil
+	return m
 }
 
 // seconds is the value of a sample that counts seconds, 0 if there is none.

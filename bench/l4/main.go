@@ -47,10 +47,11 @@ type options struct {
 }
 
 // complete is the plan of a full run: it takes about 20 minutes, a third of which kube-proxy's iptables mode needs to
-// program 10,000 Services once.
+// program 10,000 Services once. Between two changes lies more than kube-proxy's least time between two syncs, 1 s, so
+// that no change waits for the one before.
 var complete = plan{
 	sizes: []int{1, 1000, 10_000, 30_000}, endpoints: 5, starts: 3, rounds: 20, connections: 200,
-	changes: 20, changeTime: 25 * time.Second, churnAt: 10_000, churnTime: 30 * time.Second, flows: 200,
+	changes: 20, changeTime: 25 * time.Second, changeGap: 1100 * time.Millisecond, churnAt: 10_000, churnTime: 30 * time.Second, flows: 200,
 }
 
 func parse(args []string) (options, error) {
@@ -139,7 +140,13 @@ func measure(ctx context.Context, o options, name string, log *slog.Logger) (b *
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			err = fmt.Errorf("%w (logs in %s)", err, dir)
+			return
+		}
+		err = errors.Join(err, os.RemoveAll(dir))
+	}()
 	contenders, left, err := candidates(ctx, o, dir, log)
 	if err != nil {
 		return nil, err

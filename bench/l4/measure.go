@@ -84,15 +84,12 @@ func (s *site) timeRounds(ctx context.Context, targets []target, rounds, connect
 
 // Bounds of one measurement of changes.
 const (
-	// changeGap is the time between the arrival of one change and the next: longer than kube-proxy's least time
-	// between two syncs, 1 s, so that no change waits for the one before.
-	changeGap = 1100 * time.Millisecond
-	// changeGapUnderChurn need not be: something has always just changed.
+	// changeGapUnderChurn is the time between the arrival of one change and the next while others are made all the time.
 	changeGapUnderChurn = 250 * time.Millisecond
 	// churnEvery is the time between two changes of other Services under churn.
 	churnEvery = time.Second / 20
 	// changeWithin is how long one change may take to arrive.
-	changeWithin = 5 * time.Minute
+	changeWithin = 2 * time.Minute
 )
 
 // spare is the first of the endpoints that no Service has at the start: changes are to these.
@@ -137,7 +134,7 @@ func (r *runner) churn(ctx context.Context, endpoints int) {
 			return
 		case <-tick.C:
 		}
-		i := rand.N(max(1, r.services-1))
+		i := rand.N(r.services - 1)
 		set := slices.Concat(api.Endpoints(i*endpoints, endpoints)[1:], api.Endpoints(spare+2+n, 1))
 		r.server.SetEndpoints(api.Slice(i, set))
 	}

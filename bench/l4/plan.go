@@ -21,6 +21,7 @@ type plan struct {
 	connections int   // a round and target
 	changes     int   // of an endpoint, at most
 	changeTime  time.Duration
+	changeGap   time.Duration // between the arrival of one change and the next
 	churnAt     int           // the number of Services at which changes under churn are measured, 0: nowhere
 	churnTime   time.Duration // how long
 	flows       int           // connections that have to survive a killed process
@@ -218,7 +219,7 @@ func (b *bench) targets(result *result) ([]target, []*sample, error) {
 // one measures what needs the machine for one contender.
 func (b *bench) one(ctx context.Context, result *result) error {
 	r := b.runners[result.contender]
-	took, err := r.changes(ctx, b.changes, b.changeTime, changeGap)
+	took, err := r.changes(ctx, b.changes, b.changeTime, b.changeGap)
 	if err != nil {
 		return err
 	}
@@ -227,7 +228,7 @@ func (b *bench) one(ctx context.Context, result *result) error {
 	if result.usage, err = r.process.usage(); err != nil {
 		return err
 	}
-	if r.services == b.churnAt {
+	if r.services == b.churnAt && r.services > 1 {
 		if took, err = r.changesUnderChurn(ctx, b.churnTime, b.endpoints); err != nil {
 			return err
 		}

@@ -158,7 +158,9 @@ func (r report) processes(b *bytes.Buffer) {
 }
 
 // worst is the p50 of the place that is slowest.
-func (x *result) worst() time.Duration { return max(x.connect[0].p50, x.connect[1].p50, x.connect[2].p50) }
+func (x *result) worst() time.Duration {
+	return max(x.connect[0].p50, x.connect[1].p50, x.connect[2].p50)
+}
 
 func (x *result) first() time.Duration {
 	return x.medianStart(func(p programming) time.Duration { return p.first })

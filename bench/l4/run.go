@@ -41,10 +41,10 @@ func (s *site) place(c contender, e *edgeHost, dir string, log *slog.Logger) (*r
 	return &runner{contender: c, edge: e, site: s, dir: dir, log: log}, c.prepare(e, s)
 }
 
-// nodes are the cluster's: the one that has the endpoints, and the edges, of which kube-proxy wants to be one.
+// nodes are the cluster's: the one that has the endpoints, and the edges that are members.
 func (s *site) nodes() []*corev1.Node {
 	all := []*corev1.Node{api.Node(api.NodeName, s.node.NodesAddr, api.Pods)}
-	for _, e := range s.edges {
+	for _, e := range s.members {
 		all = append(all, api.Node(e.Name, e.NodesAddr, netip.Prefix{}))
 	}
 	return all

@@ -30,6 +30,7 @@ type site struct {
 	network      *network.Network
 	client, node *network.Host
 	edges        []*edgeHost
+	members      []*edgeHost // edges that are nodes of the cluster, too: kube-proxy runs on no other machine
 	listeners    []net.Listener
 	ports        int // API servers so far
 }

@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"sallyport/bench/l4/api"
 )
 
@@ -19,30 +17,15 @@ func lastNodePort(r *runner) netip.AddrPort {
 	return netip.AddrPortFrom(r.edge.Addr, api.NodePort(min(r.services, api.NodePorts)-1))
 }
 
-// echo sends a byte through an established connection and waits for it to come back.
-func (s socket) echo() error {
-	b := []byte{'.'}
-	if _, err := unix.Write(int(s), b); err != nil {
-		return err
-	}
-	if n, err := unix.Read(int(s), b); err != nil || n != 1 {
-		return fmt.Errorf("read %d bytes: %w", n, err)
-	}
-	return nil
-}
-
 // openFlows establishes n connections to a Service.
 func (r *runner) openFlows(n int) (flows []socket, err error) {
 	err = r.site.client.Do(func() error {
 		for i := range n {
-			s, err := open(r.edge.source, patience)
+			s, _, err := dial(r.edge.source, vip(0), patience)
 			if err != nil {
-				return err
-			}
-			flows = append(flows, s)
-			if _, err := s.connect(vip(0)); err != nil {
 				return fmt.Errorf("open flow %d through %s: %w", i, r.name(), err)
 			}
+			flows = append(flows, s)
 			if _, err := s.read(); err != nil {
 				return fmt.Errorf("read from flow %d through %s: %w", i, r.name(), err)
 			}
@@ -94,6 +77,6 @@ func (b *bench) restart(ctx context.Context, r *runner) error {
 	if err := r.start(); err != nil {
 		return err
 	}
-	_, err := r.changes(limit, 1, time.Minute, changeGap)
+	_, err := r.changes(limit, 1, time.Minute, b.changeGap)
 	return err
 }
