@@ -51,6 +51,10 @@ func TestTrafficByServicePort(t *testing.T) {
 	c.mustEcho(t) // 6 bytes each way
 	ask(t, udpDial(t, e.at(30053)), "?")
 	udp := []string{"bytes_total dns 8080 UDP in: 1", "bytes_total dns 8080 UDP out: 3", "connections dns 8080 UDP: 1", "connections_total dns 8080 UDP: 1"}
+	eventually(t, "the datagrams are counted, which comes after they are sent", func() bool {
+		got := e.traffic(t)
+		return slices.Contains(got, udp[0]) && slices.Contains(got, udp[1])
+	})
 	for _, tt := range []struct {
 		name string
 		do   func()
