@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -80,6 +81,7 @@ func (n *podNetwork) close() {
 func (n *podNetwork) makeBridge() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = bridgeName
+	attrs.HardwareAddr = randomMAC()
 	err := n.links.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
@@ -97,6 +99,15 @@ func (n *podNetwork) makeBridge() error {
 		return err
 	}
 	return inNetNS(n.node, refuseRedirects)
+}
+
+// randomMAC is a bridge's own address. Without one a bridge takes the lowest of its ports', and changes it as pods come and
+// go, which would have lost their gateway.
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac) // never fails
+	mac[0] = mac[0]&^1 | 2 // unicast, locally administered
+	return mac
 }
 
 // ignoreRedirects keeps a pod from bypassing its node when that says that another pod is on the same link: IPv6 has no
