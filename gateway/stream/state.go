@@ -89,20 +89,22 @@ func (s *states) service(svc *model.Service) *serviceState {
 	return st
 }
 
-// sweep forgets idle clients, and the Services and ports that are gone and have no connections left. A port goes first: while
-// it is there, so is the limiter that it shares.
+// sweep forgets idle clients, and the Services that are gone, with their ports, when they have no connections left. Those that
+// still look for a destination are connections, too.
 func (s *states) sweep(now time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, st := range s.services {
+		st.limiter.sweep(now)
+	}
 	for key, st := range s.ports {
 		st.clients.sweep(now)
-		if st.round != s.round && st.traffic.open.Load() == 0 {
+		if st.round != s.round && st.limiter.idle() {
 			st.clients.clear()
 			delete(s.ports, key)
 		}
 	}
 	for ref, st := range s.services {
-		st.limiter.sweep(now)
 		if st.round != s.round && st.limiter.idle() {
 			delete(s.services, ref)
 		}

@@ -65,9 +65,13 @@ func (p *Proxy) newChoice(all []balance.Weighted) *choice {
 	return c
 }
 
-// has says whether e is a destination for clients of any family.
-func (t *target) has(e *balance.Endpoint) bool {
-	return slices.Contains(t.v4.endpoints, e) || slices.Contains(t.v6.endpoints, e)
+// all is the set of destinations, for clients of any family.
+func (t *target) all() map[*balance.Endpoint]bool {
+	set := make(map[*balance.Endpoint]bool, len(t.v4.endpoints))
+	for _, e := range slices.Concat(t.v4.endpoints, t.v6.endpoints) {
+		set[e] = true
+	}
+	return set
 }
 
 // reach calls dial with the endpoint chosen for the client, and with others until dial succeeds. left is the number of

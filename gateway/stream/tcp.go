@@ -35,6 +35,7 @@ func (p *Proxy) listenTCP(ctx context.Context, w want) (*tcpListener, error) {
 func (l *tcpListener) target() *target { return l.current.Load() }
 func (l *tcpListener) close()          { l.listener.Close() }
 
+// aim changes nothing for connections that were accepted before.
 func (l *tcpListener) aim(t *target) {
 	before := l.current.Swap(t)
 	if before == nil && t.ranges == nil || before != nil && sameRanges(before.ranges, t.ranges) {

@@ -55,7 +55,8 @@ func (l *udpListener) aim(t *target) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.current.Store(t)
-	l.endWhere(func(s *session) bool { return !t.has(s.endpoint) })
+	kept := t.all()
+	l.endWhere(func(s *session) bool { return !kept[s.endpoint] })
 }
 
 // expire ends the sessions without a datagram since the uptime since.
