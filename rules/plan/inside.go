@@ -2,7 +2,6 @@ package plan
 
 import (
 	"net/netip"
-	"slices"
 
 	"sallyport/watcher/model"
 )
@@ -38,18 +37,21 @@ func answers(s *model.Snapshot, f Family) []Source {
 
 // nodePorts is the range of NodePorts that TCP connections are sent to on nodes; 0, 0 if there are none.
 func nodePorts(s *model.Snapshot, f Family) (first, last uint16) {
-	var ports []uint16
-	for _, svc := range s.Services {
-		for _, sp := range svc.Ports {
-			for _, d := range sp.Destinations {
-				if d.Reach == model.ReachNodes && sp.Protocol == model.TCP && f.Has(d.Addr.Addr()) {
-					ports = append(ports, d.Addr.Port())
+	for i := range s.Services {
+		for k := range s.Services[i].Ports {
+			sp := &s.Services[i].Ports[k]
+			if sp.Protocol != model.TCP {
+				continue
+			}
+			for _, d := range destinations(sp, f) {
+				if port := d.Addr.Port(); d.Reach == model.ReachNodes {
+					if last == 0 || port < first {
+						first = port
+					}
+					last = max(last, port)
 				}
 			}
 		}
 	}
-	if len(ports) == 0 {
-		return 0, 0
-	}
-	return slices.Min(ports), slices.Max(ports)
+	return first, last
 }

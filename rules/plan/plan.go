@@ -6,7 +6,6 @@
 package plan
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -130,11 +129,7 @@ func New(s *model.Snapshot, f Family, o Options) *Plan {
 	p.NodePortAddresses = Disjoint(ofFamily(f, o.NodePortAddresses))
 	p.Inside = inside(s, f)
 	p.Answers = answers(s, f)
-	c := collector{plan: p, at: map[netip.Addr]*Address{}}
-	for _, svc := range byAge(s.Services) {
-		c.service(svc)
-	}
-	c.finish()
+	p.collect(s.Services)
 	return p
 }
 
@@ -156,87 +151,4 @@ func (t *Target) BySource() bool { return t.Service.Affinity != nil }
 // Sources are the networks that may connect to a Restricted entry: the source ranges of its Service, of the family.
 func (p *Plan) Sources(t *Target) []netip.Prefix {
 	return ofFamily(p.Family, t.Service.SourceRanges.Prefixes)
-}
-
-// byAge returns the services, the oldest first: of two that claim the same, it is served.
-func byAge(services []model.Service) []*model.Service {
-	all := make([]*model.Service, len(services))
-	for i := range services {
-		all[i] = &services[i]
-	}
-	slices.SortFunc(all, func(a, b *model.Service) int {
-		return cmp.Or(a.Created.Compare(b.Created), a.Ref.Compare(b.Ref))
-	})
-	return all
-}
-
-// A collector gathers the entries of Services.
-type collector struct {
-	plan *Plan
-	at   map[netip.Addr]*Address
-}
-
-func (c *collector) service(svc *model.Service) {
-	restricted := svc.SourceRanges != nil
-	for i := range svc.Ports {
-		sp := &svc.Ports[i]
-		t := &Target{svc, sp, destinations(sp, c.plan.Family)}
-		if sp.NodePort != 0 && len(c.plan.NodePortAddresses) > 0 {
-			c.plan.NodePorts = append(c.plan.NodePorts, Entry{sp.Protocol, sp.NodePort, restricted && c.plan.SourceRangesOnNodePorts, t})
-		}
-		c.add(svc.VIPs, true, Entry{sp.Protocol, sp.Port, restricted, t})
-		c.add(svc.ExternalIPs, true, Entry{sp.Protocol, sp.Port, false, t})
-		c.add(svc.ClusterIPs, false, Entry{sp.Protocol, sp.Port, false, t})
-	}
-}
-
-func (c *collector) add(addrs []netip.Addr, own bool, e Entry) {
-	for _, a := range addrs {
-		if !c.plan.Family.Has(a) {
-			continue
-		}
-		at := c.at[a]
-		if at == nil {
-			at = &Address{Addr: a}
-			c.at[a] = at
-		}
-		if own && !at.Own { // what is routed here, by whomever, moves with no group
-			at.Own, at.Group = true, c.plan.group(a)
-		}
-		at.Entries = append(at.Entries, e)
-	}
-}
-
-// finish orders what was gathered. Of two claims to the same, the first has it.
-func (c *collector) finish() {
-	c.plan.Addresses = make([]Address, 0, len(c.at))
-	for _, a := range c.at {
-		a.Entries = order(a.Entries)
-		c.plan.Addresses = append(c.plan.Addresses, *a)
-	}
-	slices.SortFunc(c.plan.Addresses, func(a, b Address) int { return a.Addr.Compare(b.Addr) })
-	c.plan.NodePorts = order(c.plan.NodePorts)
-}
-
-func order(entries []Entry) []Entry {
-	compare := func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
-	}
-	slices.SortStableFunc(entries, compare)
-	return slices.CompactFunc(entries, func(a, b Entry) bool { return compare(a, b) == 0 })
-}
-
-// destinations are those of one family, which stand together since they are ordered by address.
-func destinations(sp *model.ServicePort, f Family) []model.Destination {
-	v6 := slices.IndexFunc(sp.Destinations, func(d model.Destination) bool { return !d.Addr.Addr().Is4() })
-	switch {
-	case v6 < 0 && f == IPv4:
-		return sp.Destinations
-	case v6 < 0:
-		return nil
-	case f == IPv4:
-		return sp.Destinations[:v6]
-	default:
-		return sp.Destinations[v6:]
-	}
 }
