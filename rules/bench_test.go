@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"sallyport/rules/iptables"
+	"sallyport/rules/netlab"
 	"sallyport/rules/plan"
 	"sallyport/rules/scenario"
 )
@@ -61,14 +62,14 @@ func BenchmarkConnect(b *testing.B) {
 		for _, services := range []int{1, 1000, 30000} {
 			b.Run(fmt.Sprintf("%s/services=%d", backend, services), func(b *testing.B) {
 				n := newNetwork(b)
-				in(b, n.client, func() { sh(b, "ip", "route", "add", "198.18.0.0/15", "via", edgeIP) })
+				netlab.In(b, n.Client, func() { netlab.Run(b, "ip", "route", "add", "198.18.0.0/15", "via", edgeIP) })
 				for _, ip := range podIPs {
-					serve(b, n.node, ip+":9376", ip)
+					netlab.Serve(b, n.Node, ip+":9376", ip)
 				}
 				s := scenario.ManyServices(services, len(podIPs))
 				startKernel(b, n, Options{Backend: backend})(s)
 				to := netip.AddrPortFrom(s.Services[services-1].VIPs[0], 80).String()
-				in(b, n.client, func() {
+				netlab.In(b, n.Client, func() {
 					for b.Loop() {
 						conn, err := net.Dial("tcp", to)
 						if err != nil {
@@ -86,11 +87,12 @@ func BenchmarkConnect(b *testing.B) {
 // inKernel runs f with a way to apply rules, in a new namespace.
 func inKernel(b *testing.B, backend Backend, f func(apply func(*plan.Plan))) {
 	b.Helper()
-	in(b, newNamespace(b), func() {
+	netlab.In(b, netlab.Namespace(b), func() {
 		k, err := NewKernel(Options{Backend: backend})
 		if err != nil {
 			b.Fatal(err)
 		}
+		defer k.Close()
 		f(func(p *plan.Plan) {
 			if _, err := k.rules.Apply(context.Background(), p); err != nil {
 				b.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/vishvananda/netns"
 
+	"sallyport/rules/netlab"
 	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
@@ -43,22 +44,23 @@ func (l *lockedBuffer) String() string {
 }
 
 // watch makes a Kernel in the edge's namespace and follows it there until the test ends. Reconciling is up to the caller.
-func watch(t *testing.T, n *network, b Backend) *watched {
+func watch(t *testing.T, n *netlab.Network, b Backend) *watched {
 	t.Helper()
 	w := &watched{changes: make(chan struct{}, 1)}
 	var err error
-	in(t, n.edge, func() {
+	netlab.In(t, n.Edge, func() {
 		w.Kernel, err = NewKernel(Options{Backend: b, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(w.Close)
 	w.tables().legacyInterval = 20 * time.Millisecond
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := netns.Set(n.edge); err != nil {
+		if err := netns.Set(n.Edge); err != nil {
 			ended <- err
 			return
 		}
@@ -76,8 +78,8 @@ func watch(t *testing.T, n *network, b Backend) *watched {
 		}
 	})
 	for { // it listens from some moment on
-		in(t, n.edge, func() { sh(t, "ip", "addr", "replace", "10.77.0.1/32", "dev", "lo") })
-		in(t, n.edge, func() { sh(t, "ip", "addr", "del", "10.77.0.1/32", "dev", "lo") })
+		netlab.In(t, n.Edge, func() { netlab.Run(t, "ip", "addr", "replace", "10.77.0.1/32", "dev", "lo") })
+		netlab.In(t, n.Edge, func() { netlab.Run(t, "ip", "addr", "del", "10.77.0.1/32", "dev", "lo") })
 		select {
 		case <-w.changes:
 			return w
@@ -87,10 +89,10 @@ func watch(t *testing.T, n *network, b Backend) *watched {
 }
 
 // settle reconciles until nothing calls for it any more.
-func (w *watched) settle(t *testing.T, n *network, s *model.Snapshot) {
+func (w *watched) settle(t *testing.T, n *netlab.Network, s *model.Snapshot) {
 	t.Helper()
 	for {
-		in(t, n.edge, func() {
+		netlab.In(t, n.Edge, func() {
 			if err := w.Reconcile(context.Background(), s); err != nil {
 				t.Fatal(err)
 			}
@@ -107,8 +109,8 @@ func (w *watched) settle(t *testing.T, n *network, s *model.Snapshot) {
 func TestDrift(t *testing.T) {
 	bothBackends(t, func(t *testing.T, b Backend) {
 		n := newNetwork(t)
-		serve(t, n.node, "10.1.0.2:9376", "pod")
-		serve(t, n.edge, "0.0.0.0:22", "sshd")
+		netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
+		netlab.Serve(t, n.Edge, "0.0.0.0:22", "sshd")
 		w := watch(t, n, b)
 		w.settle(t, n, web(" 10.1.0.2:9376"))
 		for _, tt := range []struct {
@@ -136,7 +138,7 @@ func TestDrift(t *testing.T) {
 }
 
 // drift runs a command that does harm, and reconciles when it is noticed.
-func (w *watched) drift(t *testing.T, n *network, command, table string, kind driftKind) {
+func (w *watched) drift(t *testing.T, n *netlab.Network, command, table string, kind driftKind) {
 	b := w.tables().backend()
 	counted := func() float64 {
 		return testutil.ToFloat64(w.metrics.drift.WithLabelValues("IPv4", table, kind.String()))
@@ -144,9 +146,9 @@ func (w *watched) drift(t *testing.T, n *network, command, table string, kind dr
 	applied := func() float64 { return testutil.ToFloat64(w.metrics.applies.WithLabelValues("success")) }
 	findings, applies, log := counted(), applied(), len(w.log.String())
 	var want, got string
-	in(t, n.edge, func() {
+	netlab.In(t, n.Edge, func() {
 		want = rulesOf(t, b)
-		sh(t, "sh", "-c", strings.ReplaceAll(command, "IPT", "iptables-"+string(b)))
+		netlab.Run(t, "sh", "-c", strings.ReplaceAll(command, "IPT", "iptables-"+string(b)))
 	})
 	for got != want || counted() == findings { // a program may do it in several steps, the last of which is told when all is well again
 		select {
@@ -155,17 +157,17 @@ func (w *watched) drift(t *testing.T, n *network, command, table string, kind dr
 			t.Fatalf("not noticed, or not made good: sallyport_rules_drift_total{table=%q,kind=\"%v\"} has grown by %v\n%s\nwant\n%s",
 				table, kind, counted()-findings, got, want)
 		}
-		in(t, n.edge, func() {
+		netlab.In(t, n.Edge, func() {
 			if err := w.Reconcile(context.Background(), web(" 10.1.0.2:9376")); err != nil {
 				t.Fatal(err)
 			}
 			got = rulesOf(t, b)
 		})
 	}
-	if got := ask(t, n.client, "tcp", "198.51.100.10:22"); got != "refused" {
+	if got := netlab.Ask(t, n.Client, "tcp", "198.51.100.10:22"); got != "refused" {
 		t.Errorf("VIP's port 22: %s", got)
 	}
-	if got := ask(t, n.client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
+	if got := netlab.Ask(t, n.Client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
 		t.Errorf("VIP's port 80: %s", got)
 	}
 	if n := applied() - applies; n > 2 {
@@ -184,15 +186,15 @@ func TestNoDrift(t *testing.T) {
 		for _, to := range []string{"", " 10.1.0.2:9376", scenario.Destinations(2000), scenario.Destinations(3), " 10.1.0.2:9376"} {
 			w.settle(t, n, web(to))
 		}
-		in(t, n.edge, func() {
+		netlab.In(t, n.Edge, func() {
 			ipt := "iptables-" + string(b)
-			sh(t, ipt, "-N", "OTHER")
+			netlab.Run(t, ipt, "-N", "OTHER")
 			for range 5 {
-				sh(t, ipt, "-I", "INPUT", "-p", "tcp", "--dport", "7", "-j", "OTHER")
-				sh(t, ipt, "-A", "OTHER", "-j", "DROP")
-				sh(t, ipt, "-F", "OTHER")
-				sh(t, ipt, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "RETURN")
-				sh(t, "nft", "add table ip other; add chain ip other SALLY-X; add rule ip other SALLY-X counter; delete table ip other")
+				netlab.Run(t, ipt, "-I", "INPUT", "-p", "tcp", "--dport", "7", "-j", "OTHER")
+				netlab.Run(t, ipt, "-A", "OTHER", "-j", "DROP")
+				netlab.Run(t, ipt, "-F", "OTHER")
+				netlab.Run(t, ipt, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "RETURN")
+				netlab.Run(t, "nft", "add table ip other; add chain ip other SALLY-X; add rule ip other SALLY-X counter; delete table ip other")
 			}
 		})
 		w.settle(t, n, web(" 10.1.0.2:9376"))

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/rules/netlab"
 	"sallyport/rules/scenario"
 )
 
@@ -24,24 +25,24 @@ func TestForwardsForNoOneElse(t *testing.T) {
 		{"on before", "1", false, []string{host}},
 		{"on before, with a route to a podCIDR of someone else's", "1", true, []string{host, pod, foreignPod}},
 	} {
-		bothBackends(t, func(t *testing.T, b Backend) {
+		everyDataplane(t, func(t *testing.T, o Options) {
 			n := newNetwork(t)
 			for _, addr := range []string{pod, foreignPod, host} {
-				serve(t, n.node, addr, "server")
+				netlab.Serve(t, n.Node, addr, "server")
 			}
-			in(t, n.client, func() { sh(t, "ip", "route", "add", "10.0.0.0/8", "via", edgeIP) })
-			in(t, n.node, func() { sh(t, "ip", "route", "add", "192.0.2.0/24", "via", "10.0.0.1") })
-			in(t, n.edge, func() {
-				sh(t, "sysctl", "-qw", "net.ipv4.ip_forward="+tt.forwarding)
+			netlab.In(t, n.Client, func() { netlab.Run(t, "ip", "route", "add", "10.0.0.0/8", "via", edgeIP) })
+			netlab.In(t, n.Node, func() { netlab.Run(t, "ip", "route", "add", "192.0.2.0/24", "via", "10.0.0.1") })
+			netlab.In(t, n.Edge, func() {
+				netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward="+tt.forwarding)
 				if tt.foreignRoute {
-					sh(t, "ip", "route", "add", "10.1.0.0/24", "via", nodeIP)
+					netlab.Run(t, "ip", "route", "add", "10.1.0.0/24", "via", nodeIP)
 				}
 			})
 			s := web(" 10.1.0.2:9376")
 			s.Nodes = append(s.Nodes[:0], scenario.Node("a", nodeIP, "10.1.0.0/24"))
 			for range 2 { // the second is a restart, which finds forwarding on in any case
-				startKernel(t, n, Options{Backend: b})(s)
-				if got := ask(t, n.client, "tcp", edgeIP+":30001"); !strings.HasPrefix(got, "server") {
+				startKernel(t, n, o)(s)
+				if got := netlab.Ask(t, n.Client, "tcp", edgeIP+":30001"); !strings.HasPrefix(got, "server") {
 					t.Errorf("%s: the NodePort gives %s", tt.why, got)
 				}
 				for _, addr := range []string{pod, foreignPod, host} {
@@ -50,11 +51,11 @@ func TestForwardsForNoOneElse(t *testing.T) {
 					}
 				}
 			}
-			in(t, n.edge, func() {
+			netlab.In(t, n.Edge, func() {
 				if _, err := Cleanup(context.Background(), Options{}); err != nil {
 					t.Fatal(err)
 				}
-				if got := strings.TrimSpace(sh(t, "sysctl", "-n", "net.ipv4.ip_forward")); got != tt.forwarding {
+				if got := strings.TrimSpace(netlab.Run(t, "sysctl", "-n", "net.ipv4.ip_forward")); got != tt.forwarding {
 					t.Errorf("%s: after Cleanup ip_forward is %s", tt.why, got)
 				}
 			})
@@ -63,10 +64,10 @@ func TestForwardsForNoOneElse(t *testing.T) {
 }
 
 // passes says whether the client connects to an address behind the edge. What is dropped is silent, so it waits little.
-func passes(t *testing.T, n *network, addr string) bool {
+func passes(t *testing.T, n *netlab.Network, addr string) bool {
 	t.Helper()
 	var err error
-	in(t, n.client, func() {
+	netlab.In(t, n.Client, func() {
 		var conn net.Conn
 		if conn, err = net.DialTimeout("tcp", addr, time.Second/4); err == nil {
 			conn.Close()

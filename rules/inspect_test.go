@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"sallyport/rules/netlab"
 )
 
 // TestInspect makes what other programs leave on a machine, and runs the commands that are advised: they must at least be
@@ -43,13 +45,13 @@ func TestInspect(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n := newNetwork(t)
-			in(t, n.edge, func() { sh(t, "sysctl", "-qw", "net.ipv4.ip_forward=1") })
+			netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1") })
 			setup, ours := strings.CutPrefix(tt.setup, "sallyport")
 			if ours {
 				startKernel(t, n, Options{Backend: BackendNFT})(web(" 10.1.0.2:9376"))
 			}
-			in(t, n.edge, func() {
-				sh(t, "sh", "-ec", strings.TrimPrefix(setup, "; "))
+			netlab.In(t, n.Edge, func() {
+				netlab.Run(t, "sh", "-ec", strings.TrimPrefix(setup, "; "))
 				before := rulesOf(t, BackendNFT) + rulesOf(t, BackendLegacy)
 				subjects, advice := inspect(t)
 				if subjects != tt.want || advice != tt.advice {
@@ -61,7 +63,7 @@ func TestInspect(t *testing.T) {
 				if tt.after == "" {
 					return
 				}
-				sh(t, "sh", "-ec", strings.ReplaceAll(strings.ReplaceAll("true; "+tt.advice, "{", "'{"), "}", "}'"))
+				netlab.Run(t, "sh", "-ec", strings.ReplaceAll(strings.ReplaceAll("true; "+tt.advice, "{", "'{"), "}", "}'"))
 				if subjects, _ := inspect(t); subjects != tt.after {
 					t.Errorf("after the commands: %s, want %s", subjects, tt.after)
 				}

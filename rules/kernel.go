@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/rules/conntrack"
 	"sallyport/rules/plan"
 	"sallyport/watcher/model"
 )
@@ -29,6 +30,8 @@ type Kernel struct {
 	rules   dataplane
 	isOwn   func(place) bool // the dataplane's rules are there
 	clean   bool             // and nowhere else
+	flows   *conntrack.Tracker
+	sized   bool // the table of connections is
 
 	noted    []model.Problem // of the Reconcile that runs
 	problems atomic.Pointer[[]model.Problem]
@@ -53,7 +56,17 @@ func NewKernel(o Options) (*Kernel, error) {
 	} else {
 		k.stacks = append(k.stacks, newStack(plan.IPv6))
 	}
+	if k.flows, err = conntrack.New(k.conntrackOptions()); err != nil {
+		return nil, fmt.Errorf("open connection tracking, which takes the kernel's module nf_conntrack_netlink: %w", err)
+	}
 	return k, nil
+}
+
+// Close lets go of what NewKernel opened, when Watch and Reconcile have returned. What is in the kernel stays.
+func (k *Kernel) Close() { k.flows.Close() }
+
+func (k *Kernel) conntrackOptions() conntrack.Options {
+	return conntrack.Options{Mark: k.o.Owner(), MarkMask: plan.OwnerMask, Max: k.o.ConntrackMax, Log: k.log, Metrics: k.o.Metrics}
 }
 
 // stack is that of an address; nil if this machine has none.
@@ -111,7 +124,29 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 		k.leaveOthers(ctx)
 		k.clean = true
 	}
-	return model.Partial(errors.Join(err, k.assign(ctx, here, onLink(served), s)))
+	return model.Partial(errors.Join(err, k.assign(ctx, here, onLink(served), s), k.trackFlows(ctx, s, here, served)))
+}
+
+// trackFlows makes room for connections, deletes those of UDP that lead to endpoints which are gone, and has the service ports
+// counted. The rules stand: what is deleted comes again by them.
+func (k *Kernel) trackFlows(ctx context.Context, s *model.Snapshot, here addresses, plans []*plan.Plan) error {
+	if !k.sized {
+		if _, err := conntrack.Size(k.conntrackOptions()); err != nil {
+			return err
+		}
+		k.sized = true
+	}
+	var local []netip.Addr // where NodePorts are served
+	for _, p := range here.others {
+		if slices.ContainsFunc(plans, func(pl *plan.Plan) bool { return servesNodePorts(pl, p.Addr()) }) {
+			local = append(local, p.Addr())
+		}
+	}
+	return k.flows.Reconcile(ctx, s, local)
+}
+
+func servesNodePorts(p *plan.Plan, a netip.Addr) bool {
+	return slices.ContainsFunc(p.NodePortAddresses, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
 // plans are those of the families that this machine has.

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 
+	"sallyport/rules/netlab"
 	"sallyport/rules/plan"
 	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
@@ -30,10 +32,11 @@ func state(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString(rulesOf(t, BackendNFT) + rulesOf(t, BackendLegacy))
+	b.WriteString(netlab.Run(t, "nft", "list", "tables") + netlab.Run(t, "ipset", "list", "-n"))
 	for _, what := range []string{"route", "-6 route", "link", "addr", "rule"} {
-		b.WriteString("ip " + what + "\n" + sh(t, append([]string{"ip", "-d"}, strings.Fields(what+" show")...)...))
+		b.WriteString("ip " + what + "\n" + netlab.Run(t, append([]string{"ip", "-d"}, strings.Fields(what+" show")...)...))
 	}
-	b.WriteString(sh(t, "sysctl", "-a", "--pattern", `(ip_forward|\.forwarding|accept_ra)$`))
+	b.WriteString(netlab.Run(t, "sysctl", "-a", "--pattern", `(ip_forward|\.forwarding|accept_ra)$`))
 	return b.String()
 }
 
@@ -44,7 +47,7 @@ func rulesOf(t *testing.T, b Backend) string {
 	var all string
 	for _, f := range plan.Families {
 		save := commandOf(f) + "-" + string(b) + "-save"
-		all += save + "\n" + emptyBuiltIn.ReplaceAllString(noise.ReplaceAllString(sh(t, save), ""), "")
+		all += save + "\n" + emptyBuiltIn.ReplaceAllString(noise.ReplaceAllString(netlab.Run(t, save), ""), "")
 	}
 	return all
 }
@@ -56,73 +59,84 @@ func web(destinations string) *model.Snapshot {
 
 // TestCleanup holds that nothing of ours outlives Cleanup, and nothing of others is touched before or by it.
 func TestCleanup(t *testing.T) {
-	bothBackends(t, func(t *testing.T, b Backend) {
+	everyDataplane(t, func(t *testing.T, o Options) {
 		n := newNetwork(t)
-		command := "iptables-" + string(b)
 		var before string
-		in(t, n.edge, func() {
-			sh(t, command, "-t", "nat", "-N", "FOREIGN")
-			sh(t, command, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "FOREIGN")
-			sh(t, command, "-A", "INPUT", "-s", "203.0.113.0/24", "-m", "comment", "--comment", "not SALLY- at all", "-j", "DROP")
-			sh(t, command, "-P", "FORWARD", "DROP")
-			sh(t, "ip", "route", "add", "203.0.113.0/24", "via", clientIP)
+		netlab.In(t, n.Edge, func() {
+			for _, f := range plan.Families {
+				command := commandOf(f) + "-" + string(cmp.Or(o.Backend, BackendNFT))
+				netlab.Run(t, command, "-t", "nat", "-N", "FOREIGN")
+				netlab.Run(t, command, "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "7", "-j", "FOREIGN")
+				netlab.Run(t, command, "-A", "INPUT", "-p", "tcp", "--dport", "7", "-m", "comment", "--comment", "not SALLY- at all", "-j", "DROP")
+				netlab.Run(t, command, "-P", "FORWARD", "DROP")
+			}
+			netlab.Run(t, "ip", "route", "add", "203.0.113.0/24", "via", clientIP)
+			netlab.Run(t, "ip", "route", "add", "2001:db8:3::/64", "via", netlab.ClientIPv6)
+			netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
 			before = state(t)
 		})
-		reconcile := startKernel(t, n, Options{Backend: b})
-		for _, to := range []string{"", " 10.1.0.2:9376", scenario.Destinations(30), ""} {
-			reconcile(web(to))
+		reconcile := startKernel(t, n, o)
+		for _, to := range []string{"", " 10.1.0.2:9376 [fd00:1::2]:9376", scenario.Destinations(30), ""} {
+			reconcile(dual(scenario.Service("web", "198.51.100.10 2001:db8:2::10", "TCP 80 30001:"+to)))
 		}
-		in(t, n.edge, func() {
+		netlab.In(t, n.Edge, func() {
 			if got := state(t); got == before {
 				t.Error("Reconcile left no trace")
 			}
-			removed, err := Cleanup(context.Background(), Options{Backend: b})
-			if err != nil || len(removed) != 7 {
-				t.Errorf("Cleanup: %q, %v; want a link, a route, forwarding, and rules of two tables in two families", removed, err)
+			removed, err := Cleanup(context.Background(), Options{})
+			want := map[Dataplane]int{"": 9, DataplaneNFTables: 7}[o.Dataplane]
+			if err != nil || len(removed) != want {
+				t.Errorf("Cleanup: %q, %v; want a link, and for each family a route, forwarding, and rules of one or two tables", removed, err)
 			}
 			if got := state(t); got != before {
 				t.Errorf("after Cleanup:\n%s\nbefore:\n%s", got, before)
 			}
-			if removed, err := Cleanup(context.Background(), Options{Backend: b}); err != nil || len(removed) != 0 {
+			if removed, err := Cleanup(context.Background(), Options{}); err != nil || len(removed) != 0 {
 				t.Errorf("second Cleanup: %q, %v; want nothing to do", removed, err)
 			}
 		})
 	})
 }
 
-// TestStart holds that the first Reconcile removes what an earlier version, or one with the other backend, left.
+// TestStart holds that the first Reconcile removes what an earlier version, or one with another dataplane or backend, left.
 func TestStart(t *testing.T) {
-	bothBackends(t, func(t *testing.T, b Backend) {
+	everyDataplane(t, func(t *testing.T, o Options) {
 		n := newNetwork(t)
-		other := map[Backend]Backend{BackendNFT: BackendLegacy, BackendLegacy: BackendNFT}[b]
-		startKernel(t, n, Options{Backend: other})(web(scenario.Destinations(12)))
-		command := "iptables-" + string(b)
-		in(t, n.edge, func() {
-			for _, table := range []string{"nat", "mangle"} {
-				sh(t, command, "-t", table, "-N", "SALLY-OLD")
-				sh(t, command, "-t", table, "-N", "SALLY-OLDER")
-				sh(t, command, "-t", table, "-A", "SALLY-OLDER", "-j", "SALLY-OLD")
-				sh(t, command, "-t", table, "-A", "PREROUTING", "-p", "udp", "-j", "SALLY-OLDER")
-			}
-			sh(t, command, "-N", "SALLY-INPUT")
-			sh(t, command, "-A", "SALLY-INPUT", "-j", "DROP")
-		})
-		startKernel(t, n, Options{Backend: b})(web(scenario.Destinations(3)))
-		in(t, n.edge, func() {
-			for _, s := range []string{"iptables-nft-save", "iptables-legacy-save"} {
-				out := sh(t, s)
-				if got, want := strings.Contains(out, "SALLY-SERVICES"), strings.HasPrefix(s, command); got != want {
-					t.Errorf("%s: has our rules: %v, want %v", s, got, want)
+		for _, other := range []Options{{Backend: BackendNFT}, {Backend: BackendLegacy}, {Dataplane: DataplaneNFTables}} {
+			startKernel(t, n, other)(web(scenario.Destinations(12)))
+		}
+		netlab.In(t, n.Edge, func() {
+			for _, command := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
+				for _, table := range []string{"nat", "mangle"} {
+					netlab.Run(t, command, "-t", table, "-N", "SALLY-OLD")
+					netlab.Run(t, command, "-t", table, "-N", "SALLY-OLDER")
+					netlab.Run(t, command, "-t", table, "-A", "SALLY-OLDER", "-j", "SALLY-OLD")
+					netlab.Run(t, command, "-t", table, "-A", "PREROUTING", "-p", "udp", "-j", "SALLY-OLDER")
 				}
+				netlab.Run(t, command, "-N", "SALLY-INPUT")
+				netlab.Run(t, command, "-A", "SALLY-INPUT", "-j", "DROP")
+			}
+		})
+		startKernel(t, n, o)(web(scenario.Destinations(3)))
+		netlab.In(t, n.Edge, func() {
+			shown := map[string]bool{}
+			for _, command := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save", "nft list ruleset"} {
+				out := netlab.Run(t, strings.Fields(command)...)
+				shown[command] = strings.Contains(out, ":SALLY-") || strings.Contains(out, "table ip sallyport") || strings.Contains(out, "table ip6 sallyport")
 				if strings.Contains(out, "SALLY-OLD") || strings.Contains(out, "-A SALLY-INPUT -j DROP") {
-					t.Errorf("%s: old rules are still there:\n%s", s, out)
+					t.Errorf("%s: old rules are still there:\n%s", command, out)
+				}
+			}
+			for command, has := range shown {
+				if own := command == "nft list ruleset" && o.Dataplane == DataplaneNFTables || o.Dataplane == "" && strings.Contains(command, "-"+string(o.Backend)+"-"); has != own {
+					t.Errorf("%s: has our rules: %v, want %v", command, has, own)
 				}
 			}
 		})
-		serve(t, n.node, "10.1.0.2:9376", "pod")
-		serve(t, n.node, "10.1.0.3:9376", "pod")
-		serve(t, n.node, "10.1.0.4:9376", "pod")
-		if got := ask(t, n.client, "tcp", edgeIP+":30001"); !strings.HasPrefix(got, "pod ") {
+		for _, ip := range podIPs {
+			netlab.Serve(t, n.Node, ip+":9376", "pod")
+		}
+		if got := netlab.Ask(t, n.Client, "tcp", edgeIP+":30001"); !strings.HasPrefix(got, "pod ") {
 			t.Errorf("NodePort after all: %s", got)
 		}
 	})
@@ -131,20 +145,22 @@ func TestStart(t *testing.T) {
 // TestUpdate follows one Service through changes, with a connection that must live through all of them, and a FORWARD
 // policy that drops what is not accepted.
 func TestUpdate(t *testing.T) {
-	bothBackends(t, func(t *testing.T, b Backend) {
+	everyDataplane(t, func(t *testing.T, o Options) {
 		n := newNetwork(t)
-		in(t, n.edge, func() { sh(t, "iptables-"+string(b), "-P", "FORWARD", "DROP") })
-		for _, ip := range podIPs {
-			serve(t, n.node, ip+":9376", ip)
+		if o.Dataplane != DataplaneNFTables {
+			netlab.In(t, n.Edge, func() { netlab.Run(t, "iptables-"+string(o.Backend), "-P", "FORWARD", "DROP") })
 		}
-		reconcile := startKernel(t, n, Options{Backend: b})
+		for _, ip := range podIPs {
+			netlab.Serve(t, n.Node, ip+":9376", ip)
+		}
+		reconcile := startKernel(t, n, o)
 		reconcile(web(" 10.1.0.2:9376"))
-		conn, err := dial(t, n.client, "tcp", "198.51.100.10:80")
+		conn, err := netlab.Dial(t, n.Client, "tcp", "198.51.100.10:80")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if got := exchange(conn); got != "10.1.0.2 10.0.0.1" {
+		if got := netlab.Exchange(conn); got != "10.1.0.2 10.0.0.1" {
 			t.Fatalf("connected to %s, want 10.1.0.2", got)
 		}
 		for _, step := range []struct {
@@ -160,7 +176,7 @@ func TestUpdate(t *testing.T) {
 			{"VIP back", web(" 10.1.0.3:9376"), "10.1.0.3 10.0.0.1"},
 		} {
 			reconcile(step.s)
-			got := ask(t, n.client, "tcp", "198.51.100.10:80")
+			got := netlab.Ask(t, n.Client, "tcp", "198.51.100.10:80")
 			if step.want == "no route" {
 				if strings.HasPrefix(got, "10.") {
 					t.Errorf("%s: still answered by %s", step.why, got)
@@ -168,7 +184,7 @@ func TestUpdate(t *testing.T) {
 			} else if got != step.want {
 				t.Errorf("%s: got %s, want %s", step.why, got, step.want)
 			}
-			if got := exchange(conn); got != "hello" {
+			if got := netlab.Exchange(conn); got != "hello" {
 				t.Fatalf("%s: the connection made before is broken: %s", step.why, got)
 			}
 		}
@@ -180,11 +196,12 @@ func TestIdempotent(t *testing.T) {
 	n := newNetwork(t)
 	reg := prometheus.NewRegistry()
 	var k *Kernel
-	in(t, n.edge, func() {
+	netlab.In(t, n.Edge, func() {
 		var err error
 		if k, err = NewKernel(Options{Metrics: reg}); err != nil {
 			t.Fatal(err)
 		}
+		defer k.Close()
 		applies := func(result string) float64 { return testutil.ToFloat64(k.metrics.applies.WithLabelValues(result)) }
 		reconcile := func() error { return k.Reconcile(context.Background(), web(" 10.1.0.2:9376")) }
 		for range 3 {
@@ -205,11 +222,11 @@ func TestIdempotent(t *testing.T) {
 			t.Errorf("restore that cannot run: got error %v", err)
 		}
 		ipv4.flavour = good
-		sh(t, good.command, "-t", "nat", "-F") // whatever happened meanwhile
+		netlab.Run(t, good.command, "-t", "nat", "-F") // whatever happened meanwhile
 		if err := reconcile(); err != nil {
 			t.Fatal(err)
 		}
-		if out := sh(t, good.command+"-save", "-t", "nat"); !strings.Contains(out, "-A PREROUTING -j SALLY-SERVICES") || !strings.Contains(out, "10.1.0.2:9376") {
+		if out := netlab.Run(t, good.command+"-save", "-t", "nat"); !strings.Contains(out, "-A PREROUTING -j SALLY-SERVICES") || !strings.Contains(out, "10.1.0.2:9376") {
 			t.Errorf("rules are not whole after an error:\n%s", out)
 		}
 		if ok, bad := applies("success"), applies("error"); ok != 2 || bad != 1 {
@@ -223,7 +240,7 @@ func TestRoutes(t *testing.T) {
 	n := newNetwork(t)
 	routes := func() string {
 		var out string
-		in(t, n.edge, func() { out = sh(t, "ip", "-4", "route", "show") })
+		netlab.In(t, n.Edge, func() { out = netlab.Run(t, "ip", "-4", "route", "show") })
 		list := slices.DeleteFunc(strings.Split(strings.TrimSpace(out), "\n"), func(l string) bool { return strings.Contains(l, "proto kernel") })
 		for i := range list {
 			list[i] = strings.TrimSpace(list[i])
@@ -231,7 +248,7 @@ func TestRoutes(t *testing.T) {
 		return strings.Join(list, "\n")
 	}
 	const foreign = "10.1.7.0/24 via 10.0.0.99 dev back metric 50"
-	in(t, n.edge, func() { sh(t, append([]string{"ip", "route", "add"}, strings.Fields(foreign)...)...) })
+	netlab.In(t, n.Edge, func() { netlab.Run(t, append([]string{"ip", "route", "add"}, strings.Fields(foreign)...)...) })
 	nodes := func(list ...model.Node) *model.Snapshot { return &model.Snapshot{Nodes: list} }
 	reconcile := startKernel(t, n, Options{})
 	for _, tt := range []struct {
@@ -253,12 +270,12 @@ func TestRoutes(t *testing.T) {
 		}
 	}
 	reconcile(nodes(scenario.Node("a", "10.0.0.11", "10.1.0.0/24")))
-	in(t, n.edge, func() { sh(t, "ip", "route", "add", "10.1.0.0/24", "via", "10.0.0.98", "metric", "50") })
+	netlab.In(t, n.Edge, func() { netlab.Run(t, "ip", "route", "add", "10.1.0.0/24", "via", "10.0.0.98", "metric", "50") })
 	reconcile(nodes(scenario.Node("a", "10.0.0.11", "10.1.0.0/24")))
 	if got, want := routes(), "10.1.0.0/24 via 10.0.0.98 dev back metric 50\n"+foreign; got != want {
 		t.Errorf("another program adds a route later:\n%s\nwant\n%s", got, want)
 	}
-	in(t, n.edge, func() { sh(t, "ip", "route", "del", "10.1.0.0/24", "metric", "50") })
+	netlab.In(t, n.Edge, func() { netlab.Run(t, "ip", "route", "del", "10.1.0.0/24", "metric", "50") })
 	startKernel(t, n, Options{Reach: model.ReachNodes})(nodes(scenario.Node("a", "10.0.0.11", "10.1.0.0/24")))
 	if got := routes(); got != foreign {
 		t.Errorf("reach nodes:\n%s\nwant\n%s", got, foreign)
@@ -268,13 +285,13 @@ func TestRoutes(t *testing.T) {
 // TestOwnAddressIsNoVIP holds that a Service cannot take the edge's own address from it.
 func TestOwnAddressIsNoVIP(t *testing.T) {
 	n := newNetwork(t)
-	serve(t, n.edge, "0.0.0.0:22", "sshd")
+	netlab.Serve(t, n.Edge, "0.0.0.0:22", "sshd")
 	s := scenario.Snapshot(scenario.Service("thief", edgeIP+" 198.51.100.10", "TCP 22 0:"))
 	startKernel(t, n, Options{})(s)
-	if got := ask(t, n.client, "tcp", edgeIP+":22"); !strings.HasPrefix(got, "sshd") {
+	if got := netlab.Ask(t, n.Client, "tcp", edgeIP+":22"); !strings.HasPrefix(got, "sshd") {
 		t.Errorf("edge's own port 22: %s", got)
 	}
-	if got := ask(t, n.client, "tcp", "198.51.100.10:22"); got != "refused" {
+	if got := netlab.Ask(t, n.Client, "tcp", "198.51.100.10:22"); got != "refused" {
 		t.Errorf("the Service's other VIP: %s", got)
 	}
 	if len(s.Services[0].VIPs) != 2 {
@@ -285,13 +302,14 @@ func TestOwnAddressIsNoVIP(t *testing.T) {
 // TestForeignLink holds that a link of our name which we did not make is neither used nor removed.
 func TestForeignLink(t *testing.T) {
 	n := newNetwork(t)
-	in(t, n.edge, func() {
-		sh(t, "ip", "link", "add", "sally0", "type", "bridge")
-		sh(t, "ip", "addr", "add", "203.0.113.1/24", "dev", "sally0")
+	netlab.In(t, n.Edge, func() {
+		netlab.Run(t, "ip", "link", "add", "sally0", "type", "bridge")
+		netlab.Run(t, "ip", "addr", "add", "203.0.113.1/24", "dev", "sally0")
 		k, err := NewKernel(Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer k.Close()
 		const want = `link sally0 is not Sallyport's (its alias is not "sallyport: VIPs"): rename it, or remove it by ip link del sally0`
 		if err := k.Reconcile(context.Background(), web("")); fmt.Sprint(err) != want {
 			t.Errorf("got  %v\nwant %s", err, want)
@@ -299,7 +317,7 @@ func TestForeignLink(t *testing.T) {
 		if _, err := Cleanup(context.Background(), Options{}); fmt.Sprint(err) != want {
 			t.Errorf("got  %v\nwant %s", err, want)
 		}
-		if out := sh(t, "ip", "addr", "show", "sally0"); !strings.Contains(out, "203.0.113.1/24") {
+		if out := netlab.Run(t, "ip", "addr", "show", "sally0"); !strings.Contains(out, "203.0.113.1/24") {
 			t.Errorf("the link was changed: %s", out)
 		}
 	})
@@ -349,7 +367,7 @@ func TestExplain(t *testing.T) {
 func TestRestoreNamesTheLine(t *testing.T) {
 	bothBackends(t, func(t *testing.T, b Backend) {
 		n := newNetwork(t)
-		in(t, n.edge, func() {
+		netlab.In(t, n.Edge, func() {
 			f, err := findFlavour(b, plan.IPv4)
 			if err != nil {
 				t.Fatal(err)
@@ -363,7 +381,7 @@ func TestRestoreNamesTheLine(t *testing.T) {
 }
 
 func TestNoIPTables(t *testing.T) {
-	requireRoot(t)
+	netlab.Namespace(t)
 	t.Setenv("PATH", t.TempDir())
 	_, err := NewKernel(Options{})
 	if err == nil || !strings.Contains(err.Error(), "apt-get install iptables") {
@@ -382,10 +400,10 @@ func TestOtherBackendBroken(t *testing.T) {
 		}
 	}
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	serve(t, n.node, "10.1.0.2:9376", "pod")
+	netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
 	for range 2 { // the second finds forwarding turned on
 		startKernel(t, n, Options{Backend: BackendLegacy})(web(" 10.1.0.2:9376"))
-		if got := ask(t, n.client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
+		if got := netlab.Ask(t, n.Client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
 			t.Errorf("got %s", got)
 		}
 	}

@@ -37,6 +37,8 @@ type Options struct {
 	Dataplane Dataplane
 	// Backend is the iptables flavour; empty is BackendAuto.
 	Backend Backend
+	// ConntrackMax is how many connections the kernel is to have room for; 0 goes by memory and cores.
+	ConntrackMax uint32
 	// Reach decides whether routes to the nodes' podCIDRs are kept: in pods and auto they are, in nodes not.
 	Reach model.Reach
 	// L7Ports are the TCP ports that L7 listens on: Inspect says how to open them.
@@ -47,7 +49,7 @@ type Options struct {
 	Link string
 	// Log takes what an operator should know; nil discards it.
 	Log *slog.Logger
-	// Metrics registers sallyport_rules_*; nil leaves them unregistered.
+	// Metrics registers sallyport_rules_*, sallyport_conntrack_* and sallyport_l4_*; nil leaves them unregistered.
 	Metrics prometheus.Registerer
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netns"
 
+	"sallyport/rules/netlab"
 	"sallyport/rules/plan"
 	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
@@ -18,9 +19,9 @@ import (
 // TestRoutesOfOthers holds that a Node cannot draw traffic to itself that is not for its pods.
 func TestRoutesOfOthers(t *testing.T) {
 	n := newNetwork(t)
-	in(t, n.edge, func() {
-		sh(t, "ip", "addr", "add", "10.3.0.1/16", "dev", "back")
-		sh(t, "ip", "route", "add", "203.0.113.0/24", "nexthop", "via", "10.0.0.98", "nexthop", "via", "192.0.2.98")
+	netlab.In(t, n.Edge, func() {
+		netlab.Run(t, "ip", "addr", "add", "10.3.0.1/16", "dev", "back")
+		netlab.Run(t, "ip", "route", "add", "203.0.113.0/24", "nexthop", "via", "10.0.0.98", "nexthop", "via", "192.0.2.98")
 	})
 	reconcile := startKernel(t, n, Options{})
 	for _, tt := range []struct{ why, internalIP, podCIDR, want string }{
@@ -51,8 +52,8 @@ func TestRoutesOfOthers(t *testing.T) {
 			reconcile(s)
 			reconcile(s) // now with the VIP on the link
 			var routes []string
-			in(t, n.edge, func() {
-				for line := range strings.Lines(sh(t, "ip", "-4", "route", "show", "proto", fmt.Sprint(int(routeProtocol)))) {
+			netlab.In(t, n.Edge, func() {
+				for line := range strings.Lines(netlab.Run(t, "ip", "-4", "route", "show", "proto", fmt.Sprint(int(routeProtocol)))) {
 					routes = append(routes, strings.Join(strings.Fields(line)[:3], " "))
 				}
 			})
@@ -60,7 +61,7 @@ func TestRoutesOfOthers(t *testing.T) {
 			if got := strings.Join(routes, ", "); got != want {
 				t.Errorf("routes %s; want %s", got, want)
 			}
-			if !ping(t, n.client, "198.51.100.10") {
+			if !netlab.Ping(t, n.Client, "198.51.100.10") {
 				t.Error("the VIP does not answer")
 			}
 			if s.Nodes[2].PodCIDRs[0] != netip.MustParsePrefix(tt.podCIDR) {
@@ -73,9 +74,9 @@ func TestRoutesOfOthers(t *testing.T) {
 // TestVIPsOfOthers holds that the edge does not answer in the place of another machine that the cluster depends on.
 func TestVIPsOfOthers(t *testing.T) {
 	n := newNetwork(t)
-	in(t, n.edge, func() { sh(t, "ip", "route", "add", "default", "via", "192.0.2.254") })
+	netlab.In(t, n.Edge, func() { netlab.Run(t, "ip", "route", "add", "default", "via", "192.0.2.254") })
 	startKernel(t, n, Options{})(scenario.Snapshot(scenario.Service("thief", nodeIP+" 192.0.2.254 192.0.2.200", "TCP 80 0: 10.1.0.2:9376")))
-	in(t, n.edge, func() {
+	netlab.In(t, n.Edge, func() {
 		here, err := readAddresses(DefaultLink)
 		if err != nil || fmt.Sprint(here.vips) != "[192.0.2.200]" {
 			t.Errorf("VIPs %v, %v; want 192.0.2.200 only", here.vips, err)
@@ -85,11 +86,11 @@ func TestVIPsOfOthers(t *testing.T) {
 
 // TestEndpointAtEdge holds that no endpoint leads to what the edge itself runs.
 func TestEndpointAtEdge(t *testing.T) {
-	bothBackends(t, func(t *testing.T, b Backend) {
+	everyDataplane(t, func(t *testing.T, o Options) {
 		n := newNetwork(t)
-		serve(t, n.edge, "0.0.0.0:22", "sshd")
-		serve(t, n.node, "10.1.0.2:22", "pod")
-		startKernel(t, n, Options{Backend: b})(scenario.Snapshot(
+		netlab.Serve(t, n.Edge, "0.0.0.0:22", "sshd")
+		netlab.Serve(t, n.Node, "10.1.0.2:22", "pod")
+		startKernel(t, n, o)(scenario.Snapshot(
 			scenario.Service("thief", "198.51.100.10", "TCP 80 30001: 10.0.0.1:22", "UDP 80 30001: "+edgeIP+":22", "TCP 81 0: 198.51.100.10:22"),
 			scenario.Service("web", "198.51.100.11", "TCP 80 0: 10.1.0.2:22")))
 		for _, tt := range []struct{ proto, to, want string }{
@@ -101,7 +102,7 @@ func TestEndpointAtEdge(t *testing.T) {
 			{"tcp", edgeIP + ":22", "sshd " + clientIP},
 			{"tcp", "198.51.100.11:80", "pod 10.0.0.1"},
 		} {
-			if got := ask(t, n.client, tt.proto, tt.to); got != tt.want {
+			if got := netlab.Ask(t, n.Client, tt.proto, tt.to); got != tt.want {
 				t.Errorf("%s %s: got %s, want %s", tt.proto, tt.to, got, tt.want)
 			}
 		}
@@ -113,16 +114,16 @@ func TestEndpointAtEdge(t *testing.T) {
 func TestMarksOfOthers(t *testing.T) {
 	bothBackends(t, func(t *testing.T, b Backend) {
 		n := newNetwork(t)
-		in(t, n.edge, func() {
+		netlab.In(t, n.Edge, func() {
 			for _, rule := range []string{"PREROUTING -j CONNMARK --restore-mark", "OUTPUT -j CONNMARK --restore-mark", "POSTROUTING -j CONNMARK --save-mark"} {
-				sh(t, append([]string{"iptables-" + string(b), "-t", "mangle", "-A"}, strings.Fields(rule)...)...)
+				netlab.Run(t, append([]string{"iptables-" + string(b), "-t", "mangle", "-A"}, strings.Fields(rule)...)...)
 			}
 		})
-		serve(t, n.node, "10.1.0.2:9376", "pod")
+		netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
 		startKernel(t, n, Options{Backend: b})(web(" 10.1.0.2:9376"))
-		for name, ns := range map[string]netns.NsHandle{"client": n.client, "edge": n.edge} {
+		for name, ns := range map[string]netns.NsHandle{"client": n.Client, "edge": n.Edge} {
 			for _, to := range []string{edgeIP + ":30001", "198.51.100.10:80"} {
-				if got := ask(t, ns, "tcp", to); got != "pod 10.0.0.1" {
+				if got := netlab.Ask(t, ns, "tcp", to); got != "pod 10.0.0.1" {
 					t.Errorf("%s to %s: got %s", name, to, got)
 				}
 			}
@@ -133,20 +134,21 @@ func TestMarksOfOthers(t *testing.T) {
 // TestRouteFailsAlone holds that a route which the kernel refuses keeps no rule from being applied.
 func TestRouteFailsAlone(t *testing.T) {
 	n := newNetwork(t)
-	serve(t, n.node, "10.1.0.2:9376", "pod")
+	netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
 	s := web(" 10.1.0.2:9376")
 	s.Nodes = append(s.Nodes, scenario.Node("node-2", "0.0.0.0", "10.2.0.0/24"))
-	in(t, n.edge, func() {
+	netlab.In(t, n.Edge, func() {
 		k, err := NewKernel(Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer k.Close()
 		if err := k.Reconcile(context.Background(), s); err == nil || !strings.Contains(err.Error(), "route to 10.2.0.0/24") {
 			t.Errorf("got error %v, want one about the route", err)
 		}
 	})
 	for _, to := range []string{edgeIP + ":30001", "198.51.100.10:80"} {
-		if got := ask(t, n.client, "tcp", to); got != "pod 10.0.0.1" {
+		if got := netlab.Ask(t, n.Client, "tcp", to); got != "pod 10.0.0.1" {
 			t.Errorf("%s: got %s", to, got)
 		}
 	}
@@ -171,12 +173,13 @@ func TestOverlapping(t *testing.T) {
 // TestProblems holds that what is refused is said of the object that asks for it, and no longer than it is so.
 func TestProblems(t *testing.T) {
 	n := newNetwork(t)
-	in(t, n.edge, func() {
-		sh(t, "ip", "route", "add", "default", "via", "192.0.2.254")
+	netlab.In(t, n.Edge, func() {
+		netlab.Run(t, "ip", "route", "add", "default", "via", "192.0.2.254")
 		k, err := NewKernel(Options{APIServers: []netip.Addr{netip.MustParseAddr("172.16.6.6")}})
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer k.Close()
 		if got := k.Problems(); got != nil {
 			t.Errorf("before the first Reconcile: %v", got)
 		}
@@ -217,16 +220,17 @@ func TestProblems(t *testing.T) {
 func TestVIPFails(t *testing.T) {
 	n := newNetwork(t)
 	startKernel(t, n, Options{})(web(""))
-	in(t, n.edge, func() {
+	netlab.In(t, n.Edge, func() {
 		k, err := NewKernel(Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer k.Close()
 		here, err := readAddresses(DefaultLink)
 		if err != nil {
 			t.Fatal(err)
 		}
-		sh(t, "ip", "link", "del", DefaultLink)
+		netlab.Run(t, "ip", "link", "del", DefaultLink)
 		s := scenario.Snapshot(scenario.Service("a", "198.51.100.11", "TCP 80 0:"), scenario.Service("b", "198.51.100.12", "TCP 80 0:"))
 		err = k.assign(context.Background(), here, onLink([]*plan.Plan{plan.New(s, plan.IPv4, plan.Options{})}), s)
 		k.publishProblems()

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sallyport/rules/netlab"
 	"sallyport/rules/scenario"
 )
 
@@ -45,6 +46,7 @@ func serveKernel(b Backend, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	defer k.Close()
 	ctx := context.Background()
 	go func() {
 		if err := k.Watch(ctx, func() {}); err != nil {
@@ -75,7 +77,7 @@ type process struct {
 }
 
 // startProcess runs the test's program, after the command before, which may be empty.
-func startProcess(t *testing.T, n *network, b Backend, attr *syscall.SysProcAttr, before ...string) *process {
+func startProcess(t *testing.T, n *netlab.Network, b Backend, attr *syscall.SysProcAttr, before ...string) *process {
 	t.Helper()
 	self := "/proc/self/exe" // which other users may run
 	if len(before) > 0 {
@@ -95,7 +97,7 @@ func startProcess(t *testing.T, n *network, b Backend, attr *syscall.SysProcAttr
 		t.Fatal(err)
 	}
 	p.answers = bufio.NewScanner(out)
-	in(t, n.edge, func() { err = p.cmd.Start() })
+	netlab.In(t, n.Edge, func() { err = p.cmd.Start() })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,8 +115,8 @@ func (p *process) reconcile(destinations string) string {
 // TestUnprivileged holds that the nft backend needs no root, but capabilities.
 func TestUnprivileged(t *testing.T) {
 	n := newNetwork(t)
-	serve(t, n.node, "10.1.0.2:9376", "pod")
-	in(t, n.edge, func() { sh(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
+	netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
+	netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
 	nobody := &syscall.Credential{Uid: 65534, Gid: 65534}
 	p := startProcess(t, n, BackendNFT, &syscall.SysProcAttr{Credential: nobody, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN}})
 	for _, to := range []string{scenario.Destinations(30), "", " 10.1.0.2:9376"} {
@@ -123,7 +125,7 @@ func TestUnprivileged(t *testing.T) {
 		}
 	}
 	for _, to := range []string{"198.51.100.10:80", edgeIP + ":30001"} {
-		if got := ask(t, n.client, "tcp", to); got != "pod 10.0.0.1" {
+		if got := netlab.Ask(t, n.Client, "tcp", to); got != "pod 10.0.0.1" {
 			t.Errorf("%s: %s", to, got)
 		}
 	}
@@ -137,14 +139,14 @@ func TestUnprivileged(t *testing.T) {
 // TestBounded holds that the legacy backend needs to be root, but of root's capabilities no more than these.
 func TestBounded(t *testing.T) {
 	n := newNetwork(t)
-	serve(t, n.node, "10.1.0.2:9376", "pod")
+	netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
 	p := startProcess(t, n, BackendLegacy, nil, "setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all")
 	for _, to := range []string{scenario.Destinations(30), "", " 10.1.0.2:9376"} {
 		if got := p.reconcile(to); got != "ok" {
 			t.Fatalf("%s\n%s", got, &p.log)
 		}
 	}
-	if got := ask(t, n.client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
+	if got := netlab.Ask(t, n.Client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
 		t.Errorf("VIP: %s", got)
 	}
 }
@@ -153,19 +155,19 @@ func TestBounded(t *testing.T) {
 // do, and forwarding that is on is left alone.
 func TestReadOnlySysctls(t *testing.T) {
 	n := newNetwork(t)
-	serve(t, n.node, "10.1.0.2:9376", "pod")
-	in(t, n.edge, func() { sh(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
+	netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
+	netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
 	p := startProcess(t, n, BackendNFT, nil, "unshare", "--mount", "sh", "-c",
 		`mount --bind -o ro /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$0"`)
 	const want = "turn IPv4 forwarding on: open /proc/sys/net/ipv4/ip_forward: read-only file system: set net.ipv4.ip_forward=1 in /etc/sysctl.d"
 	if got := p.reconcile(" 10.1.0.2:9376"); got != want {
 		t.Fatalf("got  %s\nwant %s\n%s", got, want, &p.log)
 	}
-	in(t, n.edge, func() { sh(t, "sysctl", "-qw", "net.ipv4.ip_forward=1") })
+	netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1") })
 	if got := p.reconcile(" 10.1.0.2:9376"); got != "ok" {
 		t.Fatalf("%s\n%s", got, &p.log)
 	}
-	if got := ask(t, n.client, "tcp", "198.51.100.10:80"); !strings.HasPrefix(got, "pod") {
+	if got := netlab.Ask(t, n.Client, "tcp", "198.51.100.10:80"); !strings.HasPrefix(got, "pod") {
 		t.Errorf("VIP: %s", got)
 	}
 }
@@ -180,9 +182,9 @@ func TestKill(t *testing.T) {
 	}
 	bothBackends(t, func(t *testing.T, b Backend) {
 		n := newNetwork(t)
-		serve(t, n.node, "10.1.0.2:9376", "pod")
-		serve(t, n.edge, "0.0.0.0:22", "sshd")
-		in(t, n.edge, func() { sh(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
+		netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
+		netlab.Serve(t, n.Edge, "0.0.0.0:22", "sshd")
+		netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
 		p := startProcess(t, n, b, nil)
 		conn, want := settleProcess(t, n, b, p, nil)
 		defer conn.Close()
@@ -213,7 +215,7 @@ func TestKill(t *testing.T) {
 }
 
 // settleProcess has the process serve one pod, and gives what the edge then holds. The connection has to work; nil is a new one.
-func settleProcess(t *testing.T, n *network, b Backend, p *process, conn net.Conn) (net.Conn, string) {
+func settleProcess(t *testing.T, n *netlab.Network, b Backend, p *process, conn net.Conn) (net.Conn, string) {
 	t.Helper()
 	if got := p.reconcile(" 10.1.0.2:9376"); got != "ok" {
 		t.Fatalf("%s\n%s", got, &p.log)
@@ -221,23 +223,23 @@ func settleProcess(t *testing.T, n *network, b Backend, p *process, conn net.Con
 	want := "hello"
 	if conn == nil {
 		var err error
-		if conn, err = dial(t, n.client, "tcp", "198.51.100.10:80"); err != nil {
+		if conn, err = netlab.Dial(t, n.Client, "tcp", "198.51.100.10:80"); err != nil {
 			t.Fatal(err)
 		}
 		want = "pod 10.0.0.1"
 	}
-	if got := exchange(conn); got != want {
+	if got := netlab.Exchange(conn); got != want {
 		t.Fatalf("connection: %s, want %s", got, want)
 	}
 	var state string
-	in(t, n.edge, func() {
-		state = rulesOf(t, b) + sh(t, "ip", "-4", "route") + sh(t, "ip", "-4", "-br", "addr") + sh(t, "sysctl", "net.ipv4.ip_forward")
+	netlab.In(t, n.Edge, func() {
+		state = rulesOf(t, b) + netlab.Run(t, "ip", "-4", "route") + netlab.Run(t, "ip", "-4", "-br", "addr") + netlab.Run(t, "sysctl", "net.ipv4.ip_forward")
 	})
 	return conn, state
 }
 
 // watchGuard tries port 22 of the VIP over and over until stop is called.
-func watchGuard(t *testing.T, n *network) (stop func()) {
+func watchGuard(t *testing.T, n *netlab.Network) (stop func()) {
 	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -247,7 +249,7 @@ func watchGuard(t *testing.T, n *network) (stop func()) {
 				return
 			default:
 			}
-			conn, err := dial(t, n.client, "tcp", "198.51.100.10:22")
+			conn, err := netlab.Dial(t, n.Client, "tcp", "198.51.100.10:22")
 			if err == nil {
 				t.Error("the VIP shows the edge's own port 22")
 				conn.Close()

@@ -25,7 +25,7 @@ const (
 // come up after Sallyport, a firewall's reload flushes tables, someone turns forwarding off. Reconcile, which may run meanwhile, then makes
 // good what is lost. Changes of Reconcile's own can be among those reported, except for its rules.
 //
-// Changes of rules are noticed at once with nft, with legacy within a second, or 5 where others change theirs all the time.
+// It also counts connections as they end. Changes of rules are noticed at once with nft, with legacy within a second, or 5 where others change theirs all the time.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	g, ctx := errgroup.WithContext(ctx)
 	networks, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
@@ -35,6 +35,7 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 		return fmt.Errorf("subscribe to changes of links, addresses and routes: %w", err)
 	}
 	g.Go(func() error { return followNetworks(ctx, networks, changed) })
+	g.Go(func() error { return k.flows.Run(ctx) })
 	err = k.rules.Watch(ctx, changed) // here: a goroutine's thread could be in another network namespace
 	return errors.Join(err, g.Wait())
 }

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sallyport/rules/netlab"
 )
 
 // TestWatch holds that what takes our routes or addresses away is noticed, and that Reconcile then brings them back.
@@ -20,7 +22,7 @@ func TestWatch(t *testing.T) {
 		{"forwarding turned off", "sysctl -qw net.ipv4.ip_forward=0"},
 	} {
 		for command := range strings.SplitSeq(tt.command, "; ") {
-			in(t, n.edge, func() { sh(t, strings.Fields(command)...) })
+			netlab.In(t, n.Edge, func() { netlab.Run(t, strings.Fields(command)...) })
 			select {
 			case <-w.changes:
 			case <-time.After(5 * time.Second):
@@ -28,14 +30,14 @@ func TestWatch(t *testing.T) {
 			}
 		}
 		reconcile()
-		in(t, n.edge, func() {
-			if routes := sh(t, "ip", "route"); !strings.Contains(routes, "10.1.0.0/24 via "+nodeIP) {
+		netlab.In(t, n.Edge, func() {
+			if routes := netlab.Run(t, "ip", "route"); !strings.Contains(routes, "10.1.0.0/24 via "+nodeIP) {
 				t.Errorf("%s: route is not back:\n%s", tt.why, routes)
 			}
-			if on := sh(t, "sysctl", "-n", "net.ipv4.ip_forward"); on != "1\n" {
+			if on := netlab.Run(t, "sysctl", "-n", "net.ipv4.ip_forward"); on != "1\n" {
 				t.Errorf("%s: forwarding is %s", tt.why, on)
 			}
-			if addrs := sh(t, "ip", "addr", "show", "sally0"); !strings.Contains(addrs, "198.51.100.10/32") {
+			if addrs := netlab.Run(t, "ip", "addr", "show", "sally0"); !strings.Contains(addrs, "198.51.100.10/32") {
 				t.Errorf("%s: VIP is not back:\n%s", tt.why, addrs)
 			}
 		})
