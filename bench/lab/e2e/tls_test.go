@@ -137,8 +137,16 @@ func TestRotationUnderLoad(t *testing.T) {
 	ns := s.secureApp(t, a, "rotation.example.com")
 	e := s.edges[0]
 	host := "one.rotation.example.com"
-	cluster.Eventually(t, 10*time.Second, func() error { got, _ := s.getTLS(e, host, a.pool()); return got.err })
-	l := s.load(t, e, target{host: host, roots: a.pool()}, target{host: "a.wild.rotation.example.com", roots: a.pool()})
+	const wild = "a.wild.rotation.example.com"
+	for _, h := range []string{host, wild} {
+		cluster.Eventually(t, 10*time.Second, func() error {
+			if got, _ := s.getTLS(e, h, a.pool()); got.err != nil || got.code != 200 {
+				return fmt.Errorf("%s is not served: %d %w", h, got.code, got.err)
+			}
+			return nil
+		})
+	}
+	l := s.load(t, e, target{host: host, roots: a.pool()}, target{host: wild, roots: a.pool()})
 	for range 20 {
 		manifest, serial := a.secret(t, "one", host)
 		s.Apply(t, ns, manifest)
