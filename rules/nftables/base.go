@@ -11,6 +11,9 @@ import (
 // aloneChain drops what others would forward. It also remembers: forwarding was off before it came.
 const aloneChain = "alone"
 
+// known lets others decide over packets of connections that conntrack knows.
+const known = "ct state established,related return"
+
 // base writes the chains that the kernel's hooks lead to. They stand before those that others have at the usual priorities:
 // what another program translates or drops before us would otherwise decide over our connections.
 func (r *renderer) base() {
@@ -19,6 +22,7 @@ func (r *renderer) base() {
 	r.chain("dispatch", "",
 		atAddress.key(r.words)+" vmap @"+services,
 		r.ip+" daddr @"+vips+" return", // no NodePorts are served there
+		r.ip+" daddr @"+held+" return",
 		r.ip+" daddr @"+clusterIPs+" meta l4proto { tcp, udp, sctp } goto refuse",
 		r.ip+" daddr "+r.unserved+" return",
 		r.ip+" daddr @"+nodePortAddresses+" fib daddr type local "+atNodePort.key(r.words)+" vmap @"+nodePorts)
@@ -37,13 +41,14 @@ func (r *renderer) ours() string {
 func (r *renderer) postrouting() {
 	rules := []string{
 		"ct mark and " + hex(plan.OwnerMask) + " != " + hex(r.Owner()) + " return",
-		"meta mark vmap @" + remembered,
+		"meta mark and " + hex(portMask) + " vmap @" + timeouts,
 		// A packet that is encapsulated afterwards must not carry our mark into its next round. Marks of others stay.
 		"meta mark and " + hex(plan.OwnerMask) + " == " + hex(r.Owner()) + " meta mark set 0x0",
 	}
+	// The edge's own connections end with it: answers come to the edge itself, not to where the group is.
+	rules = append(rules, "fib saddr type local masquerade fully-random")
 	if r.KeepSource {
-		// The edge itself connects to a VIP from that VIP, to which no node has a route that ends here.
-		rules = append(rules, r.ip+" saddr != @"+inside+" fib saddr type != local return")
+		rules = append(rules, r.ip+" saddr != @"+inside+" return")
 	}
 	rules = append(rules, "ct original "+r.ip+" daddr vmap @"+groups, "masquerade fully-random")
 	r.chain("postrouting", "type nat hook postrouting priority 90; policy accept;", rules...)
@@ -64,7 +69,6 @@ func (r *renderer) snat(group uint8) string {
 // forward lets our connections pass, and nothing else where forwarding is on for us only. Connections that conntrack knows go
 // on: they were let through before, or lead from a pod to the outside.
 func (r *renderer) forward() {
-	const known = "ct state established,related accept"
 	rules := append([]string{r.ours() + " accept"}, r.invalid()...)
 	if r.KeepSource {
 		// What a pod answers to a client on a connection that conntrack does not know belongs to one that another edge had. It is
@@ -88,7 +92,7 @@ func (r *renderer) input() {
 	rules := append(r.invalid(),
 		// What was sent on to an address of the edge itself: who can write an EndpointSlice must not reach its sshd thus.
 		"ct state new "+r.ours()+" goto refuse",
-		"ct state established,related accept",
+		known,
 		r.ip+" daddr @"+held+" goto held",
 		r.ip+" daddr @"+vips+" goto guard")
 	r.chain("input", "type filter hook input priority -10; policy accept;", rules...)
@@ -97,9 +101,9 @@ func (r *renderer) input() {
 	r.chain("held", "", "meta l4proto "+r.icmp+" accept", "drop")
 
 	guard := []string{
+		"meta l4proto " + r.icmp + " accept", // of IPv6, neighbours are found by it
 		// Answering a packet that conntrack cannot place by a reset would end the connection that it belongs to.
 		"ct state invalid drop",
-		"meta l4proto " + r.icmp + " accept",
 	}
 	if len(r.VIPPorts) > 0 {
 		ports := strings.Trim(fmt.Sprint(slices.Sorted(slices.Values(r.VIPPorts))), "[]")
@@ -112,8 +116,12 @@ func (r *renderer) input() {
 // not be translated back, and whoever gets them (the edge itself, or the client) would answer by a reset that ends the
 // connection (kubernetes/kubernetes#74839).
 func (r *renderer) invalid() (rules []string) {
+	protocols := ""
+	if r.Family == plan.IPv6 {
+		protocols = "meta l4proto != " + r.icmp + " "
+	}
 	for _, from := range r.fromAnswers() {
-		rules = append(rules, "ct state invalid "+from+" drop")
+		rules = append(rules, "ct state invalid "+protocols+from+" drop")
 	}
 	return rules
 }

@@ -92,10 +92,7 @@ func (d *Dataplane) Apply(ctx context.Context, p *plan.Plan) (changed bool, err 
 		return changed, fmt.Errorf("apply table %s: %w", next.name(), err)
 	}
 	d.applied[p.Family] = next
-	if known && !next.forgets(old) {
-		return changed, nil
-	}
-	return changed, d.forget(ctx, next)
+	return changed, nil
 }
 
 // update writes what differs, or everything if that fails: then the kernel does not hold what we think it does.
@@ -124,7 +121,7 @@ func (d *Dataplane) replace(ctx context.Context, next Table) error {
 	if again := d.run(ctx, b.Bytes()); again != nil {
 		return errors.Join(err, again)
 	}
-	d.log.WarnContext(ctx, "rules of another kind were replaced: clients' endpoints are forgotten", "table", next.name(), "err", err)
+	d.log.WarnContext(ctx, "rules of another kind were replaced: which client has which endpoint is forgotten", "table", next.name(), "err", err)
 	return nil
 }
 

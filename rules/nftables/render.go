@@ -3,10 +3,8 @@ package nftables
 import (
 	"cmp"
 	"fmt"
-	"hash/fnv"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"sallyport/rules/plan"
@@ -18,15 +16,16 @@ type words struct {
 	ip       string // the protocol, and the table's family
 	address  string // the type
 	icmp     string
-	client   string // the address that limits count by
+	network  string // the client's address that limits count by
+	clientAs string // what is of the type of renderer.client
 	unserved string // addresses of this machine that no NodePort is served at: loopback, and those of one link only
 }
 
 func wordsOf(f plan.Family) words {
 	if f == plan.IPv4 {
-		return words{"ip", "ipv4_addr", "icmp", "ip saddr", "127.0.0.0/8"}
+		return words{"ip", "ipv4_addr", "icmp", "ip saddr", "ip saddr", "127.0.0.0/8"}
 	}
-	return words{"ip6", "ipv6_addr", "ipv6-icmp", "ip6 saddr and ffff:ffff:ffff:ffff::", "{ ::1, fe80::/10 }"}
+	return words{"ip6", "ipv6_addr", "ipv6-icmp", "ip6 saddr and ffff:ffff:ffff:ffff::", aNumber, "{ ::1, fe80::/10 }"}
 }
 
 // Names of the sets and maps. README.md has what they hold.
@@ -37,14 +36,17 @@ const (
 	nodePortDestinations = "nodeport-destinations" // the same
 	serviceIDs           = "service-ids"
 	nodePortServiceIDs   = "nodeport-service-ids"
-	portIDs              = "port-ids"
-	nodePortPortIDs      = "nodeport-port-ids"
+	stickyPorts          = "sticky-ports"
+	nodePortStickyPorts  = "nodeport-sticky-ports"
+	stickySlots          = "sticky-slots"
+	nodePortStickySlots  = "nodeport-sticky-slots"
+	stickyEndpoints      = "sticky-endpoints"
 	sourceRanges         = "source-ranges"
 	newConnections       = "new-connections"
 	clientConnections    = "client-connections"
 	connections          = "connections"
 	clients              = "clients"
-	remembered           = "remembered"
+	timeouts             = "timeouts"
 	groups               = "groups"
 	vips                 = "vips"
 	clusterIPs           = "cluster-ips"
@@ -73,14 +75,17 @@ func (w words) sets() []Set {
 		of(nodePorts, "type inet_proto . inet_service : verdict;"),
 		of(serviceIDs, "type "+entry+" : mark;"),
 		of(nodePortServiceIDs, "type inet_proto . inet_service : mark;"),
-		of(portIDs, "type "+entry+" : mark;"),
-		of(nodePortPortIDs, "type inet_proto . inet_service : mark;"),
+		of(stickyPorts, "type "+entry+" : mark;"),
+		of(nodePortStickyPorts, "type inet_proto . inet_service : mark;"),
+		of(stickySlots, "typeof "+w.ip+" daddr . meta l4proto . tcp dport . "+aNumber+" : meta mark;"),
+		of(nodePortStickySlots, "typeof meta l4proto . tcp dport . "+aNumber+" : meta mark;"),
+		of(stickyEndpoints, "type mark : "+w.address+" . inet_service;"),
 		of(sourceRanges, "type mark . "+w.address+"; flags interval;"),
 		dynamic(newConnections, "type mark . "+w.address+"; flags dynamic,timeout; timeout 10s; size 1048576;"),
 		dynamic(clientConnections, "type mark . "+w.address+"; flags dynamic; size 1048576;"),
 		dynamic(connections, "type mark; flags dynamic; size 65536;"),
-		dynamic(clients, "type mark . "+w.address+" : "+w.address+" . inet_service; flags dynamic,timeout; timeout 3h; size 1048576;"),
-		of(remembered, "type mark : verdict;"),
+		dynamic(clients, "typeof meta mark . "+w.clientAs+" : meta mark; flags dynamic,timeout; timeout 3h; size 1048576;"),
+		of(timeouts, "type mark : verdict;"),
 		of(groups, "type "+w.address+" : verdict;"),
 		of(inside, "type "+w.address+"; flags interval;"),
 		of(held, "type "+w.address+";"),
@@ -88,10 +93,9 @@ func (w words) sets() []Set {
 		of(answerPorts, "type "+w.address+" . inet_service; flags interval;"),
 		of(routed, "type "+w.address+"; flags interval;"),
 	}
-	// A slot is a number, for which nft has no name of a type: one that is calculated alike stands for it. Types that stand for
-	// fields of a protocol hold for packets of that one only, so that there is a map for each.
+	// A value that is a port of a protocol is for packets of that one only, so that there is a map for each.
 	for _, proto := range protocols {
-		slot := proto + " dport . numgen random mod 2 : " + w.ip + " daddr . " + proto + " dport;"
+		slot := proto + " dport . " + aNumber + " : " + w.ip + " daddr . " + proto + " dport;"
 		sets = append(sets,
 			of(proto+"-"+destinations, "typeof "+w.ip+" daddr . "+slot),
 			of(proto+"-"+nodePortDestinations, "typeof "+slot))
@@ -99,14 +103,17 @@ func (w words) sets() []Set {
 	return sets
 }
 
+// aNumber is of the type of numbers, such as slots, for which nft has no name.
+const aNumber = "numgen random mod 2"
+
 // protocols are those of service ports, as nft spells them.
 var protocols = [...]string{"tcp", "udp", "sctp"}
 
 // Render computes the table for a plan. It is pure: equal plans give equal tables.
 func Render(p *plan.Plan) Table {
 	w := wordsOf(p.Family)
-	r := renderer{Plan: p, words: w, sets: map[string]*Set{}, chains: map[string]Chain{}, ids: map[uint32]string{},
-		tables: map[*plan.Target][]uint32{}, live: map[liveness]bool{}}
+	r := renderer{Plan: p, words: w, sets: map[string]*Set{}, chains: map[string]Chain{}, marks: marks{map[uint32]string{}},
+		tables: map[*plan.Target][]uint32{}}
 	t := Table{Family: p.Family, Sets: w.sets()}
 	for i := range t.Sets {
 		r.sets[t.Sets[i].Name] = &t.Sets[i]
@@ -117,7 +124,6 @@ func Render(p *plan.Plan) Table {
 	for _, c := range r.chains {
 		t.Chains = append(t.Chains, c)
 	}
-	t.live = r.live
 	slices.SortFunc(t.Chains, func(a, b Chain) int { return cmp.Compare(a.Name, b.Name) })
 	return t
 }
@@ -128,9 +134,8 @@ type renderer struct {
 	words
 	sets   map[string]*Set
 	chains map[string]Chain
-	ids    map[uint32]string         // what each mark stands for
+	marks  marks
 	tables map[*plan.Target][]uint32 // slots, of service ports seen
-	live   map[liveness]bool
 }
 
 func (r *renderer) add(set, key, value string) {
@@ -167,14 +172,18 @@ func (r *renderer) networks() {
 	for _, p := range r.NodePortAddresses {
 		r.add(nodePortAddresses, p.String(), "")
 	}
-	for _, p := range r.Inside {
-		r.add(inside, p.String(), "")
+	if r.KeepSource {
+		for _, p := range r.Inside {
+			r.add(inside, p.String(), "")
+		}
 	}
 	for _, a := range r.Held {
 		r.add(held, a.String(), "")
 	}
-	for _, p := range plan.Disjoint(ofFamily(r.Family, r.Routed)) {
-		r.add(routed, p.String(), "")
+	if r.Router {
+		for _, p := range plan.Disjoint(ofFamily(r.Family, r.Routed)) {
+			r.add(routed, p.String(), "")
+		}
 	}
 	for _, a := range r.Answers {
 		if a.LastPort == 0 {
@@ -194,23 +203,6 @@ func ofFamily(f plan.Family, prefixes []netip.Prefix) (out []netip.Prefix) {
 	}
 	return out
 }
-
-// id is the mark that stands for something. It follows from what that is, so that clients' state outlives changes of
-// everything else and a new process; only of two that fall on the same mark, the later one in the plan gets the next one.
-func (r *renderer) id(what string) (mark string, isNew bool) {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(what)) // a hash takes all
-	sum := h.Sum32()
-	for n := sum ^ sum>>8; ; n++ {
-		id := r.Owner() | n&^plan.OwnerMask
-		if holder, taken := r.ids[id]; !taken || holder == what {
-			r.ids[id] = what
-			return hex(id), !taken
-		}
-	}
-}
-
-func hex(mark uint32) string { return "0x" + strconv.FormatUint(uint64(mark), 16) }
 
 // comment names a service port to who reads the rules. Names come from the cluster: one that the API server would not have
 // taken (RFC 1123 labels), or that is longer than nft's comments, is left out.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"sallyport/rules/plan"
 	"sallyport/watcher/model"
@@ -12,14 +11,14 @@ import (
 
 // A place is where entries are: at addresses of Services, or at NodePorts. Each has maps of its own.
 type place struct {
-	name                                       string // of its chains
-	entries, destinations, serviceIDs, portIDs string
-	withAddress                                bool
+	name                                                        string // of its chains
+	entries, destinations, serviceIDs, stickyPorts, stickySlots string
+	withAddress                                                 bool
 }
 
 var (
-	atAddress  = place{"vip", services, destinations, serviceIDs, portIDs, true}
-	atNodePort = place{"nodeport", nodePorts, nodePortDestinations, nodePortServiceIDs, nodePortPortIDs, false}
+	atAddress  = place{"vip", services, destinations, serviceIDs, stickyPorts, stickySlots, true}
+	atNodePort = place{"nodeport", nodePorts, nodePortDestinations, nodePortServiceIDs, nodePortStickyPorts, nodePortStickySlots, false}
 )
 
 // key is the expression that finds the packet's entry in the maps of the place.
@@ -44,22 +43,20 @@ type treatment struct {
 	at         *place
 	proto      string
 	slots      int
-	byClient   bool // the source address alone chooses the endpoint
-	remember   time.Duration
+	byClient   bool   // the source address alone chooses the endpoint
+	sticky     string // for how long a client keeps its endpoint, or empty
 	restricted bool
 	limits     model.Limits
 }
 
-func treatmentOf(at *place, slots int, e plan.Entry) treatment {
+func (r *renderer) treatment(at *place, slots int, e plan.Entry) treatment {
 	t := treatment{at: at, proto: strings.ToLower(string(e.Protocol)), slots: slots, restricted: e.Restricted}
 	if slots == 0 {
 		return t
 	}
-	if a := e.Service.Affinity; a != nil {
-		t.byClient = true
-		if a.Exact {
-			t.remember = a.Timeout
-		}
+	t.byClient = e.BySource()
+	if _, ok := r.stickyPort(e.Target); ok {
+		t.sticky = seconds(e.Sticky())
 	}
 	if l := e.Service.Limits; l != nil {
 		t.limits = *l
@@ -67,7 +64,7 @@ func treatmentOf(at *place, slots int, e plan.Entry) treatment {
 	return t
 }
 
-// chain names the treatment's, for example "vip-tcp-5-client-3h0m0s-ranges".
+// chain names the treatment's, for example "vip-tcp-5-client-10800s-ranges".
 func (t treatment) chain() string {
 	if t.slots == 0 && !t.restricted {
 		return "refuse"
@@ -76,8 +73,8 @@ func (t treatment) chain() string {
 	if t.byClient {
 		name += "-client"
 	}
-	if t.remember > 0 {
-		name += "-" + t.remember.String()
+	if t.sticky != "" {
+		name += "-" + t.sticky
 	}
 	if t.restricted {
 		name += "-ranges"
@@ -98,7 +95,7 @@ func (t treatment) needsServiceID() bool { return t.restricted || t.limits != mo
 // entry adds one to the maps of its place. The key of its elements starts with addr.
 func (r *renderer) entry(at *place, addr string, e plan.Entry) {
 	slots := r.slots(e.Target)
-	t := treatmentOf(at, len(slots), e)
+	t := r.treatment(at, len(slots), e)
 	port := strconv.Itoa(int(e.Port))
 	key := addr + t.proto + " . " + port
 	name := t.chain()
@@ -111,8 +108,9 @@ func (r *renderer) entry(at *place, addr string, e plan.Entry) {
 	if t.needsServiceID() {
 		r.add(at.serviceIDs, key, r.serviceID(e))
 	}
-	if t.remember > 0 {
-		r.add(at.portIDs, key, r.portID(e, t.remember))
+	if t.sticky != "" {
+		r.stick(at, key, slots, e.Target)
+		return
 	}
 	for slot, i := range slots {
 		r.add(t.proto+"-"+at.destinations, addr+port+" . "+strconv.Itoa(slot), destination(e.Destinations[i]))
@@ -136,37 +134,16 @@ func (r *renderer) slots(t *plan.Target) []uint32 {
 	return slots
 }
 
-// serviceID is the mark of an entry's Service, whose source ranges it writes. What the limits count stays as it was made: other
-// limits are another id.
+// serviceID is the mark of an entry's Service, whose source ranges it writes.
 func (r *renderer) serviceID(e plan.Entry) string {
-	var limits model.Limits
-	if e.Service.Limits != nil {
-		limits = *e.Service.Limits
-	}
-	id, isNew := r.id(fmt.Sprint("service ", e.Service.Ref, limits))
+	mark, isNew := r.marks.service(r.Options, e.Service)
 	if isNew && e.Service.SourceRanges != nil {
 		for _, p := range r.Sources(e.Target) {
-			r.add(sourceRanges, id+" . "+p.String(), "")
+			r.add(sourceRanges, hex(mark)+" . "+p.String(), "")
 		}
 	}
-	return id
+	return hex(mark)
 }
-
-// portID is the mark of an entry's service port, by which its clients are remembered.
-func (r *renderer) portID(e plan.Entry, timeout time.Duration) string {
-	id, isNew := r.id(fmt.Sprint("port ", e.Service.Ref, e.Protocol, e.ServicePort.Port))
-	if isNew {
-		chain := "remember-" + timeout.String()
-		r.chain(chain, "", "update @"+clients+" { meta mark . "+r.ip+" saddr timeout "+seconds(timeout)+" : "+r.ip+" daddr . th dport }")
-		r.add(remembered, id, "jump "+chain)
-		for _, d := range e.Destinations {
-			r.live[liveness{id, destination(d)}] = true
-		}
-	}
-	return id
-}
-
-func seconds(d time.Duration) string { return strconv.Itoa(int(d/time.Second)) + "s" }
 
 // rules are those of a treatment's chain. The nat hooks see only the first packet of a connection; conntrack keeps the rest of it
 // with the same endpoint.
@@ -183,26 +160,28 @@ func (r *renderer) rules(t treatment) (rules []string) {
 	}
 	rules = append(rules, r.limits(t.limits)...)
 	rules = append(rules, "ct mark set ct mark and "+hex(^uint32(plan.OwnerMask))+" or "+hex(r.Owner()))
-	if t.remember > 0 {
-		rules = append(rules, "meta mark set "+key+" map @"+t.at.portIDs,
-			"meta l4proto "+t.proto+" dnat "+r.ip+" to meta mark . "+r.ip+" saddr map @"+clients)
-	}
 	hash := r.ip + " saddr . " + t.proto + " sport"
 	if t.byClient {
 		hash = r.ip + " saddr"
 	}
-	return append(rules, fmt.Sprintf("dnat %s to %s . jhash %s mod %d seed %s map @%s",
-		r.ip, t.at.slotKey(r.words, t.proto), hash, t.slots, hex(r.HashSeed), t.proto+"-"+t.at.destinations))
+	choose := fmt.Sprintf("jhash %s mod %d seed %s map @", hash, t.slots, hex(r.HashSeed))
+	if t.sticky != "" {
+		return append(rules, r.sticky(t, key, choose)...)
+	}
+	return append(rules, "dnat "+r.ip+" to "+t.at.slotKey(r.words, t.proto)+" . "+choose+t.proto+"-"+t.at.destinations)
 }
+
+// maxRate is more than a client makes connections a second. The kernel refuses rates that it cannot calculate with.
+const maxRate = 1_000_000
 
 // limits drop what is over them.
 func (r *renderer) limits(l model.Limits) (rules []string) {
-	if n := l.NewPerSecond; n > 0 {
+	if n := min(l.NewPerSecond, maxRate); n > 0 {
 		rules = append(rules, fmt.Sprintf("update @%s { meta mark . %s limit rate over %d/second burst %d packets } drop",
-			newConnections, r.client, n, n))
+			newConnections, r.network, n, n))
 	}
 	if n := l.PerClient; n > 0 {
-		rules = append(rules, fmt.Sprintf("add @%s { meta mark . %s ct count over %d } drop", clientConnections, r.client, n))
+		rules = append(rules, fmt.Sprintf("add @%s { meta mark . %s ct count over %d } drop", clientConnections, r.network, n))
 	}
 	if n := l.Total; n > 0 {
 		rules = append(rules, fmt.Sprintf("add @%s { meta mark ct count over %d } drop", connections, n))

@@ -18,8 +18,6 @@ type Table struct {
 	Family plan.Family
 	Sets   []Set   // the same ones always, whatever the plan
 	Chains []Chain // ordered by name
-
-	live map[liveness]bool
 }
 
 // A Set is a set or map of nftables.

@@ -1,0 +1,69 @@
+package nftables
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+
+	"sallyport/rules/netlab"
+	"sallyport/rules/plan"
+	"sallyport/rules/scenario"
+	"sallyport/watcher/model"
+)
+
+// BenchmarkApply programs Services from nothing, and changes one endpoint.
+func BenchmarkApply(b *testing.B) {
+	for _, size := range []struct{ services, endpoints int }{{10_000, 5}, {30_000, 3}} {
+		s := scenario.ManyServices(size.services, size.endpoints)
+		p := plan.New(s, plan.IPv4, plan.Options{NodePortAddresses: edge})
+		other := plan.New(oneChanged(s), plan.IPv4, plan.Options{NodePortAddresses: edge})
+		name := fmt.Sprintf("%dx%d", size.services, size.endpoints)
+		b.Run("render/"+name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				Render(p)
+			}
+		})
+		b.Run("all/"+name, func(b *testing.B) { benchmarkApply(b, nil, p) })
+		b.Run("one/"+name, func(b *testing.B) { benchmarkApply(b, p, other, p) })
+	}
+}
+
+// benchmarkApply applies the plans in turn; from nothing if there is none before.
+func benchmarkApply(b *testing.B, before *plan.Plan, plans ...*plan.Plan) {
+	netlab.In(b, netlab.Namespace(b), func() {
+		d, err := New(Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		apply := func(p *plan.Plan) {
+			if _, err := d.Apply(context.Background(), p); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if before != nil {
+			apply(before)
+		}
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			apply(plans[i%len(plans)])
+			if before == nil {
+				b.StopTimer()
+				if _, err := d.Remove(context.Background()); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		}
+	})
+}
+
+// oneChanged has another endpoint in one Service.
+func oneChanged(s *model.Snapshot) *model.Snapshot {
+	other := *s
+	other.Services = slices.Clone(s.Services)
+	svc := &other.Services[len(s.Services)/2]
+	*svc = scenario.Service(svc.Ref.Name, svc.VIPs[0].String(), "TCP 80 0: 10.1.9.9:80"+scenario.Destinations(len(svc.Ports[0].Destinations)-1))
+	return &other
+}
