@@ -24,6 +24,7 @@ func newExplain() *cobra.Command {
 it and by which reach, or why none does.`,
 		Example: `  sallyport explain http://shop.example.com/cart
   sallyport explain tcp://192.0.2.10:443
+  sallyport explain tcp://192.0.2.10:443?from=198.51.100.7
   sallyport explain udp://198.51.100.1:30053
   sallyport explain service/shop/web
   sallyport explain ingress/shop/web -o json`,
@@ -65,7 +66,9 @@ func (e *edge) explainOptions() explain.Options {
 		NodePortAddresses: nodePortAddresses(c.L4),
 		Pools:             c.Pools,
 		Dataplane:         c.L4.Dataplane,
-		Now:               time.Now(),
+
+		SourceRangesOnNodePorts: c.L4.SourceRangesOnNodePorts,
+		Now:                     time.Now(),
 	}
 	if a := c.Edge.Admin.Address; !a.Addr().IsLoopback() { // on loopback, no connection from outside leads to it
 		o.ListenPorts = map[uint16]string{a.Port(): "admin"}

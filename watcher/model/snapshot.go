@@ -100,11 +100,14 @@ const (
 // A Node is a Kubernetes node, as far as reaching its pods goes.
 type Node struct {
 	Ref         ObjectRef      `json:"ref"`
-	InternalIPs []netip.Addr   `json:"internalIPs"`    // status.addresses of type InternalIP
-	PodCIDRs    []netip.Prefix `json:"podCIDRs"`       // spec.podCIDRs
-	Ready       bool           `json:"ready"`          // status.conditions Ready is True
-	Zone        string         `json:"zone,omitempty"` // label topology.kubernetes.io/zone
-	Reach       Reach          `json:"reach"`          // how this edge reaches the node's pods: directly, if it does so in either family
+	InternalIPs []netip.Addr   `json:"internalIPs"` // status.addresses of type InternalIP
+	PodCIDRs    []netip.Prefix `json:"podCIDRs"`    // spec.podCIDRs
+	Ready       bool           `json:"ready"`       // status.conditions Ready is True
+	// Leaving says that the node is to get no new traffic: it is being deleted, about to be, or its owner excludes it (label
+	// node.kubernetes.io/exclude-from-external-load-balancers).
+	Leaving bool   `json:"leaving,omitempty"`
+	Zone    string `json:"zone,omitempty"` // label topology.kubernetes.io/zone
+	Reach   Reach  `json:"reach"`          // how this edge reaches the node's pods: directly, if it does so in either family
 }
 
 // InternalIP returns the node's first InternalIP of the same family as like, and whether there is one.

@@ -49,6 +49,9 @@ func (n *Node) text() string {
 	if n.Ready {
 		f[2] = "Ready"
 	}
+	if n.Leaving {
+		f = append(f, "leaving")
+	}
 	f.add("InternalIP", join(n.InternalIPs))
 	f.add("podCIDRs", join(n.PodCIDRs))
 	f.add("zone", n.Zone)

@@ -53,7 +53,7 @@ func (t *translator) readNodes() {
 }
 
 func (t *translator) entryOf(n *corev1.Node, m *model.Node) nodeEntry {
-	e := nodeEntry{name: n.Name, leaving: isLeaving(n), place: place(n.Name)}
+	e := nodeEntry{name: n.Name, leaving: m.Leaving, place: place(n.Name)}
 	for f, reachable := range [families]func(model.ObjectRef) bool{t.o.PodsReachable, t.o.IPv6PodsReachable} {
 		e.pods[f] = t.o.Reach == model.ReachPods || t.o.Reach == model.ReachAuto && reachable != nil && reachable(m.Ref)
 	}
@@ -104,6 +104,7 @@ func (t *translator) modelNode(n *corev1.Node) model.Node {
 		InternalIPs: t.internalIPs(n),
 		PodCIDRs:    t.podCIDRs(n),
 		Ready:       isReady(n),
+		Leaving:     isLeaving(n),
 		Zone:        n.Labels[corev1.LabelTopologyZone],
 		Reach:       model.ReachNodes,
 	}

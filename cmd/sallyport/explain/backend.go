@@ -3,19 +3,20 @@ package explain
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"sallyport/watcher/model"
 )
 
-// backend explains a service port: where its connections go, and which endpoints get none.
-func (e *explainer) backend(s *model.Service, p *model.ServicePort) Backend {
+// backend explains a service port: which of its destinations connections go to, and which endpoints get none.
+func (e *explainer) backend(s *model.Service, p *model.ServicePort, to []model.Destination) Backend {
 	e.concerns(s.Ref)
 	e.tell(func(x model.Problem) bool { return e.isSliceOf(x.Object, s.Ref) })
-	b := Backend{Service: s.Ref.String(), Port: p.Port, Name: p.Name, Protocol: p.Protocol, NodePort: p.NodePort, VIPs: s.VIPs,
-		Destinations: make([]Destination, 0, len(p.Destinations))}
-	for _, d := range p.Destinations {
+	b := Backend{Service: s.Ref.String(), Port: p.Port, Name: p.Name, Protocol: p.Protocol, NodePort: p.NodePort,
+		VIPs: slices.Concat(s.VIPs, s.ExternalIPs), Destinations: make([]Destination, 0, len(to))}
+	for _, d := range to {
 		b.Destinations = append(b.Destinations, e.destination(s, p, d))
 	}
 	b.Unused = e.unused(s, p)
@@ -35,7 +36,7 @@ func (e *explainer) isSliceOf(o, service model.ObjectRef) bool {
 }
 
 func (e *explainer) destination(s *model.Service, p *model.ServicePort, d model.Destination) Destination {
-	out := Destination{Address: d.Addr, Reach: d.Reach, Node: d.Node}
+	out := Destination{Address: d.Addr, Reach: d.Reach, Node: d.Node, Weight: d.Weight}
 	if d.Reach == model.ReachNodes {
 		n := e.node(s.Ref.Cluster, d.Node)
 		if n != nil {
@@ -61,13 +62,12 @@ func (e *explainer) node(cluster, name string) *model.Node {
 	return &e.s.Nodes[i]
 }
 
-// unused are the endpoints that get nothing, and why.
+// unused are the endpoints that get nothing, and why. Those of a family that another family stands in for are passed over.
 func (e *explainer) unused(s *model.Service, p *model.ServicePort) []Endpoint {
-	anyReady := slices.ContainsFunc(p.Endpoints, func(x model.Endpoint) bool { return x.Ready })
 	var out []Endpoint
 	for _, x := range p.Endpoints {
-		why := notUsable(x, anyReady)
-		if why == "" && !e.isUsed(p, x) {
+		why := notUsable(p, x)
+		if why == "" && !isUsed(s, p, x) {
 			why = e.notReached(s, p, x)
 		}
 		if why != "" {
@@ -78,39 +78,53 @@ func (e *explainer) unused(s *model.Service, p *model.ServicePort) []Endpoint {
 }
 
 // notUsable says why an endpoint takes no new connections, or is empty (KEP-1669).
-func notUsable(x model.Endpoint, anyReady bool) string {
+func notUsable(p *model.ServicePort, x model.Endpoint) string {
 	switch {
-	case !x.Ready && x.Terminating && x.Serving && anyReady:
-		return "terminating, and others are ready"
-	case !x.Ready && x.Terminating && !x.Serving:
-		return "terminating, and does not serve any more"
-	case !x.Ready && !x.Terminating:
+	case x.Ready:
+		return ""
+	case !x.Terminating:
 		return "not ready"
-	case !x.Addr.Addr().Is4():
-		return "IPv6, which is not served"
+	case !x.Serving:
+		return "terminating, and does not serve any more"
+	case slices.ContainsFunc(p.Endpoints, func(y model.Endpoint) bool { return y.Ready && sameFamily(x.Addr, y.Addr) }):
+		return "terminating, and others are ready"
 	}
 	return ""
 }
 
-// isUsed says whether a usable endpoint gets connections: directly, or by way of a node.
-func (e *explainer) isUsed(p *model.ServicePort, x model.Endpoint) bool {
+func sameFamily(a, b netip.AddrPort) bool { return a.Addr().Is4() == b.Addr().Is4() }
+
+// isUsed says whether a usable endpoint gets connections: directly, or by way of a node, which with externalTrafficPolicy
+// Local must be its own.
+func isUsed(s *model.Service, p *model.ServicePort, x model.Endpoint) bool {
 	return slices.ContainsFunc(p.Destinations, func(d model.Destination) bool {
-		return d.Reach == model.ReachNodes || d.Addr == x.Addr
+		if d.Reach == model.ReachPods {
+			return d.Addr == x.Addr
+		}
+		return sameFamily(d.Addr, x.Addr) && (!s.Local || d.Node == x.Node)
 	})
 }
 
 // notReached says why an endpoint gets nothing although it is usable.
 func (e *explainer) notReached(s *model.Service, p *model.ServicePort, x model.Endpoint) string {
 	n := e.node(s.Ref.Cluster, x.Node)
+	others := slices.ContainsFunc(p.Destinations, func(d model.Destination) bool { return sameFamily(d.Addr, x.Addr) })
+	const byNodePort = "reached through node ports only, and "
 	switch {
+	case others && x.Hinted && !x.HintedHere && !s.Local:
+		return "hinted at for other zones than that of the edge"
+	case others && n != nil && n.Leaving:
+		return "node " + x.Node + " is leaving or excluded, and others are not"
 	case p.NodePort == 0:
 		return "its pods are not reached directly, and the service port has no nodePort"
 	case n == nil:
-		return fmt.Sprintf("reached through node ports only, and its node %q is unknown", x.Node)
+		return byNodePort + fmt.Sprintf("its node %q is unknown", x.Node)
 	case !n.Ready:
-		return "reached through node ports only, and node " + x.Node + " is not Ready"
+		return byNodePort + "node " + x.Node + " is not Ready"
+	case others && s.HealthCheckNodePort != 0 && !n.Leaving:
+		return byNodePort + fmt.Sprintf("node %s says at its port %d that it has no endpoint (healthCheckNodePort)", x.Node, s.HealthCheckNodePort)
 	default:
-		return "reached through node ports only, and node " + x.Node + " takes no traffic on them"
+		return byNodePort + "node " + x.Node + " takes no traffic on them"
 	}
 }
 

@@ -1,28 +1,34 @@
 package explain
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
-	"sallyport/lb"
 	"sallyport/watcher/model"
 )
 
-// userspace is the l4.dataplane that has no rules.
-const userspace = "userspace"
+// userspace and nftables are values of l4.dataplane: the one has no rules, and the other none in chains that people look up.
+const (
+	userspace = "userspace"
+	nftables  = "nftables"
+)
 
-// A connection is the target of tcp:// and udp://.
+// connection is the target of tcp://, udp:// and sctp://.
 type connection struct {
 	protocol model.Protocol
 	to       netip.AddrPort
+	from     netip.Addr // the client; invalid if it is not given
 }
 
-// String gives "tcp://192.0.2.10:443".
+// String gives "tcp://192.0.2.10:443", or "tcp://192.0.2.10:443?from=198.51.100.7".
 func (c connection) String() string {
-	return strings.ToLower(string(c.protocol)) + "://" + c.to.String()
+	s := strings.ToLower(string(c.protocol)) + "://" + c.to.String()
+	if c.from.IsValid() {
+		s += "?from=" + c.from.String()
+	}
+	return s
 }
 
 func (c connection) explain(e *explainer) error {
@@ -30,13 +36,13 @@ func (c connection) explain(e *explainer) error {
 	return nil
 }
 
-// connection says what takes a connection, in the order in which the edge looks: VIPs, its own addresses, and then what is
-// known of the address otherwise.
+// connection says what takes a connection, in the order in which the edge looks: addresses of Services, its own, and then what
+// is known of the address otherwise.
 func (e *explainer) connection(c connection) {
 	addr := c.to.Addr()
-	switch s := e.holder(addr); {
-	case s != nil:
-		e.atVIP(c, s)
+	switch all := e.holders(addr); {
+	case len(all) > 0:
+		e.atService(c, all)
 	case e.isOwn(addr):
 		e.atEdge(c)
 	default:
@@ -44,29 +50,9 @@ func (e *explainer) connection(c connection) {
 	}
 }
 
-// holder is the Service that has the VIP, or nil.
-func (e *explainer) holder(addr netip.Addr) *model.Service {
-	i := slices.IndexFunc(e.s.Services, func(s model.Service) bool { return slices.Contains(s.VIPs, addr) })
-	if i < 0 || e.isTaken(&e.s.Services[i], addr) {
-		return nil
-	}
-	return &e.s.Services[i]
-}
-
-// isTaken says whether this edge refuses the Service a VIP that it was given, as the address is someone else's: only the
-// Problem tells.
-func (e *explainer) isTaken(s *model.Service, vip netip.Addr) bool {
-	return slices.ContainsFunc(e.o.Problems, func(p model.Problem) bool {
-		return p.Object == s.Ref && p.Reason == model.ReasonAddressTaken && strings.HasPrefix(p.Message, vip.String()+" ")
-	})
-}
-
-// servesFamily says whether VIPs of the address's family are served.
-func (e *explainer) servesFamily(vip netip.Addr) bool { return vip.Is4() || e.o.Dataplane == userspace }
-
 // isOwn says whether the address is the edge's. Where its addresses are not known, any is that is nothing else.
 func (e *explainer) isOwn(addr netip.Addr) bool {
-	if e.holder(addr) != nil {
+	if len(e.holders(addr)) > 0 {
 		return false
 	}
 	if len(e.o.EdgeAddresses) == 0 {
@@ -75,59 +61,60 @@ func (e *explainer) isOwn(addr netip.Addr) bool {
 	return addr.IsLoopback() || slices.Contains(e.o.EdgeAddresses, addr)
 }
 
-// atVIP explains a connection to a VIP, of which only the ports of its Service are served.
-func (e *explainer) atVIP(c connection, s *model.Service) {
-	e.concerns(s.Ref)
-	e.step("address", fmt.Sprintf("%v is a VIP of %v", c.to.Addr(), s.Ref))
-	p := s.Port(c.to.Port(), c.protocol)
-	switch {
-	case !e.servesFamily(c.to.Addr()):
-		e.conclude(None, "IPv6 VIPs are not served by the kernel dataplane")
-		e.hint("ask for an IPv4 address")
-	case p == nil && e.o.Dataplane == userspace: // where a VIP is an address like others, and not guarded
-		e.hint(fmt.Sprintf("%v has %s", s.Ref, list(portNames(s), "no port that is served")))
-		e.atEdge(c)
-	case p == nil:
-		e.step("chain", "filter SALLY-INPUT, SALLY-GUARD")
-		e.conclude(Refused, fmt.Sprintf("%v has no port %d/%s, and nothing else is served at a VIP", s.Ref, c.to.Port(), c.protocol))
-		e.hint(fmt.Sprintf("it has %s", list(portNames(s), "no port that is served")))
-	default:
-		e.forward(s, p, fmt.Sprintf("VIP %v", c.to), "SALLY-VIP")
-	}
-}
-
-func portNames(s *model.Service) []string {
-	var out []string
-	for i := range s.Ports {
-		out = append(out, portName(&s.Ports[i]))
-	}
-	return out
-}
-
-// chain names the chains of the nat table that a packet takes, for who reads iptables-save.
+// chain names what of the rules a packet takes, for who reads iptables-save.
 func (e *explainer) chain(chains ...string) string {
-	if e.o.Dataplane == userspace {
+	switch e.o.Dataplane {
+	case userspace:
 		return "none: connections are taken in user space"
+	case nftables:
+		return "maps of nftables: nft list table ip sallyport, or ip6 sallyport"
 	}
 	return "nat SALLY-SERVICES, " + strings.Join(chains, ", ")
 }
 
+// An entry is where a connection comes to a service port.
+type entry struct {
+	connection
+	what       string   // "VIP 192.0.2.10:443"
+	restricted bool     // source ranges apply
+	chains     []string // of the nat table
+}
+
 // forward says where a service port's connections go, and concludes.
-func (e *explainer) forward(s *model.Service, p *model.ServicePort, what string, chains ...string) {
-	e.step("port", fmt.Sprintf("%s is %v port %s", what, s.Ref, portName(p)))
-	e.step("chain", e.chain(chains...))
-	b := e.backend(s, p)
-	e.out.Backends = []Backend{b}
-	if len(b.Destinations) == 0 {
-		e.conclude(Refused, fmt.Sprintf("%v port %s has nothing that it could be sent to: the connection is refused", s.Ref, portName(p)))
-		return
+func (e *explainer) forward(s *model.Service, p *model.ServicePort, at entry) {
+	e.step("port", fmt.Sprintf("%s is %v port %s", at.what, s.Ref, portName(p)))
+	e.step("chain", e.chain(at.chains...))
+	keptOut := e.clients(s, at)
+	b := e.backend(s, p, familyOf(p.Destinations, at.to.Addr()))
+	if at.to.IsValid() {
+		b.Unused = slices.DeleteFunc(b.Unused, func(x Endpoint) bool { return !sameFamily(x.Address, at.to) })
 	}
-	e.conclude(Served, fmt.Sprintf("%s leads to %v port %s, %s", what, s.Ref, portName(p), count(len(b.Destinations), "destination")))
+	e.out.Backends = []Backend{b}
+	switch {
+	case keptOut != "":
+		e.conclude(Dropped, keptOut)
+	case len(b.Destinations) == 0:
+		e.conclude(Refused, fmt.Sprintf("%v port %s has nothing that it could be sent to: the connection is refused", s.Ref, portName(p)))
+		if len(p.Destinations) > 0 {
+			e.hint("it has destinations of the other family alone, and a connection goes to one of its own: give the Service both (spec.ipFamilyPolicy: PreferDualStack)")
+		}
+	default:
+		e.conclude(Served, fmt.Sprintf("%s leads to %v port %s, %s", at.what, s.Ref, portName(p), count(len(b.Destinations), "destination")))
+	}
+}
+
+// familyOf are the destinations for who connects to an address, which are of its family. Of an address that is not known it
+// is any.
+func familyOf(all []model.Destination, addr netip.Addr) []model.Destination {
+	if !addr.IsValid() {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(d model.Destination) bool { return d.Addr.Addr().Is4() != addr.Is4() })
 }
 
 // forwardNodePort is forward at the service port's NodePort.
-func (e *explainer) forwardNodePort(s *model.Service, p *model.ServicePort) {
-	e.forward(s, p, fmt.Sprintf("NodePort %d", p.NodePort), "SALLY-NODEPORTS", "SALLY-"+string(p.Protocol))
+func (e *explainer) forwardNodePort(c connection, s *model.Service, p *model.ServicePort) {
+	e.forward(s, p, entry{c, fmt.Sprintf("NodePort %d", p.NodePort), e.o.SourceRangesOnNodePorts, []string{"SALLY-NODEPORTS", "SALLY-" + string(p.Protocol)}})
 }
 
 // atEdge explains a connection to an address of the edge itself: NodePorts come first, as the rules do.
@@ -138,7 +125,7 @@ func (e *explainer) atEdge(c connection) {
 	if s != nil {
 		why := e.noNodePorts(addr)
 		if why == "" {
-			e.forwardNodePort(s, p)
+			e.forwardNodePort(c, s, p)
 			return
 		}
 		e.concerns(s.Ref)
@@ -180,8 +167,6 @@ func (e *explainer) noNodePorts(addr netip.Addr) string {
 	switch {
 	case e.o.Dataplane != userspace && addr.IsLoopback():
 		return "NodePorts are not served at loopback addresses"
-	case e.o.Dataplane != userspace && !addr.Is4():
-		return "IPv6 is not served by the kernel dataplane"
 	case len(e.o.NodePortAddresses) > 0 && !slices.ContainsFunc(e.o.NodePortAddresses, in):
 		return fmt.Sprintf("%v is not in l4.nodePortAddresses", addr)
 	}
@@ -206,99 +191,4 @@ func (e *explainer) listener(c connection) string {
 // servesL7 says whether L7 listens at an address of the edge.
 func (e *explainer) servesL7(addr netip.Addr) bool {
 	return len(e.o.L7Addresses) == 0 || slices.Contains(e.o.L7Addresses, addr)
-}
-
-// elsewhere explains a connection to an address that the edge does not have.
-func (e *explainer) elsewhere(c connection) {
-	facts := e.known(c.to.Addr())
-	for _, f := range facts {
-		e.step("address", f.text)
-		e.concerns(f.about...)
-		if f.hint != "" {
-			e.hint(f.hint)
-		}
-	}
-	if len(facts) == 0 {
-		e.conclude(None, fmt.Sprintf("%v is no address of this edge, nor a VIP", c.to.Addr()))
-		e.hint("a ClusterIP is served by kube-proxy inside of the cluster only: use the Service's NodePort or a VIP; sallyport explain service/NAMESPACE/NAME shows both")
-		return
-	}
-	e.conclude(None, fmt.Sprintf("this edge does not serve %v: it is %s", c.to.Addr(), facts[0].text))
-}
-
-// A fact is what is known of an address that is not served.
-type fact struct {
-	text  string
-	hint  string
-	about []model.ObjectRef
-}
-
-// known is what the address is, if neither a VIP nor the edge's.
-func (e *explainer) known(addr netip.Addr) []fact {
-	return slices.Concat(e.poolFacts(addr), e.requestFacts(addr), e.statusFacts(addr), e.endpointFacts(addr), e.nodeFacts(addr))
-}
-
-func (e *explainer) poolFacts(addr netip.Addr) []fact {
-	i := slices.IndexFunc(e.o.Pools, func(p lb.Pool) bool { return p.Contains(addr) })
-	if i < 0 {
-		return nil
-	}
-	return []fact{{text: fmt.Sprintf("an address of pool %s that no Service holds", e.o.Pools[i].Name),
-		hint: fmt.Sprintf("a Service of type LoadBalancer gets it by annotation sallyport.io/load-balancer-ips: %q", addr)}}
-}
-
-func (e *explainer) requestFacts(addr netip.Addr) (out []fact) {
-	for i := range e.s.Services {
-		if s := &e.s.Services[i]; slices.Contains(s.RequestedVIPs, addr) {
-			out = append(out, fact{text: fmt.Sprintf("asked for by %v, which was not given it", s.Ref), about: []model.ObjectRef{s.Ref}})
-		}
-	}
-	return out
-}
-
-func (e *explainer) statusFacts(addr netip.Addr) (out []fact) {
-	for _, st := range e.s.Statuses {
-		if slices.ContainsFunc(st.Addresses, func(a model.StatusAddress) bool { return a.IP == addr }) {
-			out = append(out, fact{text: fmt.Sprintf("in status.loadBalancer of %v", st.Ref), about: []model.ObjectRef{st.Ref}})
-		}
-	}
-	return out
-}
-
-// endpointFacts says whether the address is a pod's.
-func (e *explainer) endpointFacts(addr netip.Addr) []fact {
-	var services []string
-	var about []model.ObjectRef
-	pod := "an endpoint"
-	for i := range e.s.Services {
-		s := &e.s.Services[i]
-		for _, p := range s.Ports {
-			k := slices.IndexFunc(p.Endpoints, func(x model.Endpoint) bool { return x.Addr.Addr() == addr })
-			if k >= 0 && !slices.Contains(about, s.Ref) {
-				pod = "an endpoint (pod " + cmp.Or(p.Endpoints[k].Pod, "unknown") + ")"
-				services, about = append(services, s.Ref.String()), append(about, s.Ref)
-			}
-		}
-	}
-	if len(about) == 0 {
-		return nil
-	}
-	return []fact{{text: pod + " of " + few(services), about: about,
-		hint: "clients do not reach pods through this edge: use a VIP, a NodePort or a route of the Service"}}
-}
-
-// nodeFacts says whether the address is a node's, or of a node's pod network.
-func (e *explainer) nodeFacts(addr netip.Addr) []fact {
-	for i := range e.s.Nodes {
-		n := &e.s.Nodes[i]
-		if slices.Contains(n.InternalIPs, addr) {
-			return []fact{{text: fmt.Sprintf("the InternalIP of %v", n.Ref), about: []model.ObjectRef{n.Ref},
-				hint: "what is sent to a node does not pass this edge; NodePorts are served at the edge's own addresses"}}
-		}
-		if slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(addr) }) {
-			return []fact{{text: fmt.Sprintf("of the pod network of %v", n.Ref), about: []model.ObjectRef{n.Ref},
-				hint: "clients do not reach pods through this edge: use a VIP, a NodePort or a route of the Service"}}
-		}
-	}
-	return nil
 }

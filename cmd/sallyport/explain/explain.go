@@ -31,7 +31,9 @@ type Options struct {
 	Pools []lb.Pool
 	// ListenPorts are the other TCP ports that the edge itself listens on, and what for, such as 9440: "admin".
 	ListenPorts map[uint16]string
-	// Dataplane is l4.dataplane: iptables or userspace.
+	// SourceRangesOnNodePorts is l4.sourceRangesOnNodePorts.
+	SourceRangesOnNodePorts bool
+	// Dataplane is l4.dataplane: iptables, nftables or userspace.
 	Dataplane string
 	// Now is the time that the end of certificates is compared with. Zero means that it is not.
 	Now time.Time
@@ -45,6 +47,7 @@ const (
 	Served   Verdict = "served"   // it is sent on, or answered by what the edge itself runs
 	Redirect Verdict = "redirect" // it is answered by a redirect
 	Refused  Verdict = "refused"  // it is for the edge, which turns it down: a reset, or an error of HTTP
+	Dropped  Verdict = "dropped"  // it is for the edge, which does not answer: the client is kept out
 	None     Verdict = "none"     // nothing here takes it
 )
 
@@ -100,7 +103,7 @@ type Backend struct {
 	Name     string         `json:"name,omitempty"`
 	Protocol model.Protocol `json:"protocol"`
 	NodePort uint16         `json:"nodePort,omitempty"`
-	VIPs     []netip.Addr   `json:"vips,omitempty"`
+	VIPs     []netip.Addr   `json:"vips,omitempty"` // and external IPs
 	// Percent of the route's requests that this backend gets while it has destinations; 0 where there is no route.
 	Percent      int           `json:"percent,omitempty"`
 	Destinations []Destination `json:"destinations"`
@@ -115,6 +118,7 @@ type Destination struct {
 	Node    string         `json:"node,omitempty"`
 	Pod     string         `json:"pod,omitempty"` // with reach pods
 	Zone    string         `json:"zone,omitempty"`
+	Weight  uint16         `json:"weight,omitempty"` // share of the connections, where it is not 1
 }
 
 // An Endpoint is an endpoint that gets nothing, and why.
@@ -135,7 +139,7 @@ type Problem struct {
 }
 
 // Explain says what becomes of a target: a URL (http://host/path, https://host/path), a connection (tcp://address:port,
-// udp://address:port), or what leads to an object (service/NAMESPACE/NAME, ingress/NAMESPACE/NAME, the namespace preceded by
+// udp:// and sctp:// alike, with ?from=address for one client), or what leads to an object (service/NAMESPACE/NAME, ingress/NAMESPACE/NAME, the namespace preceded by
 // "CLUSTER:" where clusters are named). The error says what is wrong with a target that is none of these.
 func Explain(s *model.Snapshot, o Options, target string) (Explanation, error) {
 	t, err := parse(target)

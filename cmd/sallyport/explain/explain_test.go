@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,6 +39,11 @@ type scenarioOptions struct {
 	Dataplane          string
 	Stale              bool
 	HTTPSPort          uint16
+	ExternalIPs        []netip.Prefix
+	ClusterIPs         bool
+	Zone               string
+	Unhealthy          []string // names of nodes
+	RangesOnNodePorts  bool
 }
 
 // ports of the edge in all scenarios.
@@ -50,7 +56,7 @@ func (s scenarioOptions) build(t testing.TB, in objects.Objects) (*model.Snapsho
 	t.Helper()
 	in[0].Stale = s.Stale
 	o := Options{HTTPPort: httpPort, HTTPSPort: s.HTTPSPort, EdgeAddresses: s.EdgeAddresses, L7Addresses: s.L7Addresses, NodePortAddresses: s.NodePortAddresses,
-		ListenPorts: map[uint16]string{adminPort: "admin"}, Dataplane: s.Dataplane, Now: time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)}
+		ListenPorts: map[uint16]string{adminPort: "admin"}, Dataplane: s.Dataplane, SourceRangesOnNodePorts: s.RangesOnNodePorts, Now: time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)}
 	if !s.NoTLS && s.HTTPSPort == 0 {
 		o.HTTPSPort = 443
 	}
@@ -61,8 +67,10 @@ func (s scenarioOptions) build(t testing.TB, in objects.Objects) (*model.Snapsho
 		}
 		o.Pools = append(o.Pools, lb.Pool{Name: "front", Ranges: []lb.Range{r}})
 	}
-	snapshot := translate.Translate(in, translate.Options{Reach: s.Reach, IPv6: o.Dataplane == userspace, TLS: !s.NoTLS, RedirectHTTPS: true, DefaultCertificate: s.DefaultCertificate,
+	snapshot := translate.Translate(in, translate.Options{Reach: s.Reach, IPv6: true, SCTP: true, ProxyProtocol: o.Dataplane == userspace, KeepsSource: true,
+		ExternalIPs: s.ExternalIPs, ClusterIPs: s.ClusterIPs, Zone: s.Zone, TLS: !s.NoTLS, RedirectHTTPS: true, DefaultCertificate: s.DefaultCertificate,
 		PodsReachable: func(n model.ObjectRef) bool { return strings.Contains(strings.Join(s.PodsReachable, " "), n.Name) },
+		NodeHealthy:   func(n model.ObjectRef, _ uint16) bool { return !slices.Contains(s.Unhealthy, n.Name) },
 		ListenPorts:   []translate.ListenPort{{Protocol: model.TCP, Port: adminPort, What: "edge.admin.address"}}})
 	lb.Assign(snapshot, o.Pools)
 	snapshot.Generation = 7
@@ -205,9 +213,9 @@ func TestJSON(t *testing.T) {
 func TestTargetErrors(t *testing.T) {
 	s := readScenario(t, "testdata/clusters.txt")
 	for _, tt := range []struct{ target, want string }{
-		{"", `"" is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://...) nor an object (service/shop/web, ingress/shop/web)`},
-		{"shop.example.com", `"shop.example.com" is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://...) nor an object (service/shop/web, ingress/shop/web)`},
-		{"ftp://shop.example.com", `"ftp://shop.example.com": scheme "ftp" is not http, https, tcp or udp: try http://shop.example.com/cart or tcp://192.0.2.10:443`},
+		{"", `"" is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://..., sctp://...) nor an object (service/shop/web, ingress/shop/web)`},
+		{"shop.example.com", `"shop.example.com" is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://..., sctp://...) nor an object (service/shop/web, ingress/shop/web)`},
+		{"ftp://shop.example.com", `"ftp://shop.example.com": scheme "ftp" is not http, https, tcp, udp or sctp: try http://shop.example.com/cart or tcp://192.0.2.10:443`},
 		{"http:///cart", `http:///cart names no host: try http://shop.example.com/cart`},
 		{"http://shop.example.com:0/", `http://shop.example.com:0/: "0" is not a port: use 1 to 65535`},
 		{"tcp://shop.example.com:80", `tcp://shop.example.com:80 is not an IP address and a port: try tcp://192.0.2.10:443 or tcp://[2001:db8::1]:443`},
@@ -215,7 +223,7 @@ func TestTargetErrors(t *testing.T) {
 		{"tcp://192.0.2.1:0", `tcp://192.0.2.1:0 is not an IP address and a port: try tcp://192.0.2.10:443 or tcp://[2001:db8::1]:443`},
 		{"tcp://[fe80::1%eth0]:80", `tcp://[fe80::1%eth0]:80 is not an IP address and a port: try tcp://192.0.2.10:443 or tcp://[2001:db8::1]:443`},
 		{"pod/shop/web", `"pod/shop/web": kind "pod" is not service or ingress: try service/shop/web`},
-		{"service/web", `"service/web" is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://...) nor an object (service/shop/web, ingress/shop/web)`},
+		{"service/web", `"service/web" is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://..., sctp://...) nor an object (service/shop/web, ingress/shop/web)`},
 		{"service/shop/web", `Service shop/web is in more than one cluster: say which, as in service/east:shop/web`},
 		{"ingress/shop/web", `Ingress shop/web is in more than one cluster: say which, as in ingress/east:shop/web`},
 	} {

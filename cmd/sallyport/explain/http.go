@@ -49,7 +49,7 @@ func (e *explainer) isNotL7(r request) bool {
 	}
 	isL7 := r.port == want || r.port == other // which are 0 if there is none, as no port is
 	if addr, ok := isIP(r.host); ok && (!isL7 || !e.isOwn(addr) || !e.servesL7(addr)) {
-		e.connection(connection{model.TCP, netip.AddrPortFrom(addr, r.port)})
+		e.connection(connection{protocol: model.TCP, to: netip.AddrPortFrom(addr, r.port)})
 		return true
 	}
 	switch r.port {
@@ -68,7 +68,7 @@ func (e *explainer) isNotL7(r request) bool {
 func (e *explainer) namedPort(r request, want uint16) bool {
 	if s, p := e.nodePort(model.TCP, r.port); s != nil {
 		e.step("listener", fmt.Sprintf("%d is a NodePort, at every address of this edge that serves those, whatever the name", r.port))
-		e.forwardNodePort(s, p)
+		e.forwardNodePort(connection{protocol: model.TCP}, s, p)
 		return true
 	}
 	e.conclude(None, fmt.Sprintf("nothing serves %s on port %d", r.scheme, r.port))
@@ -277,7 +277,8 @@ func (e *explainer) backends(m *model.Route) {
 			e.step("backend", fmt.Sprintf("%v port %d does not exist", b.Service, b.Port))
 			continue
 		}
-		view := e.backend(s, s.Port(b.Port, model.TCP))
+		p := s.Port(b.Port, model.TCP)
+		view := e.backend(s, p, p.Preferred())
 		if weights > 0 {
 			view.Percent = 100 * max(b.Weight, 0) / weights
 		}

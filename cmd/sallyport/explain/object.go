@@ -57,7 +57,7 @@ func (o object) service(e *explainer) error {
 	}
 	ways, total := e.waysTo(s), 0
 	for i := range s.Ports {
-		b := e.backend(s, &s.Ports[i])
+		b := e.backend(s, &s.Ports[i], s.Ports[i].Destinations)
 		e.out.Backends = append(e.out.Backends, b)
 		total += len(b.Destinations)
 	}
@@ -73,7 +73,7 @@ func (o object) service(e *explainer) error {
 	return nil
 }
 
-// waysTo lists what leads to a Service: VIPs, NodePorts, and routes.
+// waysTo lists what leads to a Service: its addresses, NodePorts, and routes.
 func (e *explainer) waysTo(s *model.Service) []string {
 	var ways []string
 	add := func(what, way string) {
@@ -82,15 +82,17 @@ func (e *explainer) waysTo(s *model.Service) []string {
 	}
 	for i := range s.Ports {
 		p := &s.Ports[i]
-		for _, vip := range s.VIPs {
-			if e.isTaken(s, vip) || !e.servesFamily(vip) {
-				continue
+		for _, addr := range slices.Concat(s.VIPs, s.ExternalIPs, s.ClusterIPs) {
+			if !e.isTaken(s, addr) {
+				add(addressKind(s, addr), connection{protocol: p.Protocol, to: netip.AddrPortFrom(addr, p.Port)}.String())
 			}
-			add("VIP", connection{p.Protocol, netip.AddrPortFrom(vip, p.Port)}.String())
 		}
 		if p.NodePort != 0 {
 			add("NodePort", fmt.Sprintf("%d/%s at %s", p.NodePort, p.Protocol, e.nodePortPlaces()))
 		}
+	}
+	if len(ways) > 0 {
+		e.policies(s)
 	}
 	for i := range e.s.Routes {
 		m := &e.s.Routes[i]
@@ -101,6 +103,21 @@ func (e *explainer) waysTo(s *model.Service) []string {
 		}
 	}
 	return ways
+}
+
+// policies tells what the Service asks for on the ways of L4.
+func (e *explainer) policies(s *model.Service) {
+	if s.Local {
+		e.step("policy", "externalTrafficPolicy Local: nodes are sent to by the number of their endpoints, and pods evenly")
+	}
+	if s.SourceRanges != nil {
+		where := "at VIPs"
+		if e.o.SourceRangesOnNodePorts {
+			where = "at VIPs and NodePorts"
+		}
+		e.step("clients", where+" "+sourcesText(s.SourceRanges))
+	}
+	e.treatment(s)
 }
 
 // nodePortPlaces says where NodePorts are served.
@@ -209,7 +226,7 @@ func (e *explainer) leadsSomewhere(m *model.Route, seen map[model.Backend]bool) 
 		somewhere = somewhere || len(p.Destinations) > 0
 		if !seen[b] {
 			seen[b] = true
-			e.out.Backends = append(e.out.Backends, e.backend(s, p))
+			e.out.Backends = append(e.out.Backends, e.backend(s, p, p.Preferred()))
 		}
 	}
 	return somewhere

@@ -32,15 +32,15 @@ func parse(s string) (target, error) {
 		switch scheme = strings.ToLower(scheme); scheme {
 		case "http", "https":
 			return parseURL(scheme, rest)
-		case "tcp", "udp":
+		case "tcp", "udp", "sctp":
 			return parseConnection(scheme, rest)
 		}
-		return target{}, fmt.Errorf("%q: scheme %q is not http, https, tcp or udp: try http://shop.example.com/cart or tcp://192.0.2.10:443", s, scheme)
+		return target{}, fmt.Errorf("%q: scheme %q is not http, https, tcp, udp or sctp: try http://shop.example.com/cart or tcp://192.0.2.10:443", s, scheme)
 	}
 	kind, rest, _ := strings.Cut(s, "/")
 	namespace, name, ok := strings.Cut(rest, "/")
 	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
-		return target{}, fmt.Errorf("%q is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://...) "+
+		return target{}, fmt.Errorf("%q is neither a URL (http://shop.example.com/cart), a connection (tcp://192.0.2.10:443, udp://..., sctp://...) "+
 			"nor an object (service/shop/web, ingress/shop/web)", s)
 	}
 	return parseObject(s, kind, namespace, name)
@@ -84,14 +84,21 @@ func parseURL(scheme, rest string) (target, error) {
 	return target{scheme + "://" + string(normal) + r.path, r.explain}, nil
 }
 
-// parseConnection reads address and port.
+// parseConnection reads address and port, and, after "?from=", the address of the client.
 func parseConnection(scheme, rest string) (target, error) {
-	rest = strings.TrimSuffix(rest, "/")
-	addr, err := netip.ParseAddrPort(rest)
+	to, from, given := strings.Cut(rest, "?from=")
+	addr, err := netip.ParseAddrPort(strings.TrimSuffix(to, "/"))
 	if err != nil || addr.Port() == 0 || addr.Addr().Zone() != "" {
 		return target{}, fmt.Errorf("%s://%s is not an IP address and a port: try %s://192.0.2.10:443 or %s://[2001:db8::1]:443", scheme, rest, scheme, scheme)
 	}
-	c := connection{model.Protocol(strings.ToUpper(scheme)), netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())}
+	c := connection{protocol: model.Protocol(strings.ToUpper(scheme)), to: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())}
+	if given {
+		client, err := netip.ParseAddr(from)
+		if client = client.Unmap(); err != nil || client.Zone() != "" || client.Is4() != c.to.Addr().Is4() {
+			return target{}, fmt.Errorf("%s://%s: %q is no address of a client in the same family: try %s://192.0.2.10:443?from=198.51.100.7", scheme, rest, from, scheme)
+		}
+		c.from = client
+	}
 	return target{c.String(), c.explain}, nil
 }
 

@@ -54,7 +54,11 @@ func (b *Backend) writeText(w io.Writer) {
 	port := model.ServicePort{Name: b.Name, Port: b.Port, Protocol: b.Protocol}
 	fmt.Fprintf(w, "\n%s port %s%s\n", b.Service, portName(&port), share)
 	for _, d := range b.Destinations {
-		fmt.Fprintf(w, "  -> %-22s reach %s%s\n", d.Address, d.Reach, place(d.Pod, d.Node, d.Zone))
+		weight := ""
+		if d.Weight != 0 {
+			weight = fmt.Sprintf(", weight %d", d.Weight)
+		}
+		fmt.Fprintf(w, "  -> %-22s reach %s%s%s\n", d.Address, d.Reach, weight, place(d.Pod, d.Node, d.Zone))
 	}
 	if len(b.Destinations) == 0 {
 		fmt.Fprintln(w, "  -> nothing")
