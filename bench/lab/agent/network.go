@@ -105,7 +105,7 @@ func (n *podNetwork) makeBridge() error {
 // go, which would have lost their gateway.
 func randomMAC() net.HardwareAddr {
 	mac := make(net.HardwareAddr, 6)
-	_, _ = rand.Read(mac) // never fails
+	_, _ = rand.Read(mac)  // never fails
 	mac[0] = mac[0]&^1 | 2 // unicast, locally administered
 	return mac
 }

@@ -14,7 +14,7 @@ import (
 	"sallyport/bench/lab/cluster"
 )
 
-var lab = cluster.Shared{Options: cluster.Options{Nodes: 2, Edges: 3}}
+var lab = cluster.Shared{Options: cluster.Options{Nodes: 2, Edges: 7}}
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
@@ -64,7 +64,7 @@ func startSite(t *testing.T, c *cluster.Cluster) *site {
 	return s
 }
 
-// start runs sallyport on the host with the lab's pool and what config adds, serving the lab's cluster or another source.
+// start runs sallyport on the host with the lab's pools and what config adds, serving the lab's cluster or another source.
 func (s *site) start(t *testing.T, host, config string, source ...string) (*edge, error) {
 	dir := filepath.Join(s.Dir(), "e2e-"+host)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -76,10 +76,10 @@ func (s *site) start(t *testing.T, host, config string, source ...string) (*edge
 	return startEdge(s.Host(host), dir, s.config(host, config), source)
 }
 
-// config is a configuration with what every edge here needs, a folder of its own and the lab's pool, and what is added.
+// config is a configuration with what every edge here needs, a folder of its own and the lab's pools, and what is added.
 func (s *site) config(host, more string) string {
-	return fmt.Sprintf("edge: {name: %s, stateDir: %s}\nloadBalancer:\n  ipAddressPools:\n  - {name: lab, addresses: [%q]}\n",
-		host, filepath.Join(s.Dir(), "e2e-"+host, "state"), s.Pool()) + more
+	return fmt.Sprintf("edge: {name: %s, stateDir: %s}\nloadBalancer:\n  ipAddressPools:\n  - {name: lab, addresses: [%q, %q]}\n",
+		host, filepath.Join(s.Dir(), "e2e-"+host, "state"), s.Pool(), s.Pool6()) + more
 }
 
 // account makes the ServiceAccount of deploy/rbac and a kubeconfig with a token of it: the edges run with the

@@ -1,0 +1,426 @@
+package e2e
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sallyport/bench/lab/cluster"
+	"sallyport/bench/lab/network"
+)
+
+// A dataplane is one of the ways in which an edge serves L4. What a Service asks for is the same on all of them.
+type dataplane struct {
+	name, config string
+	kernel       bool // connections are forwarded, not taken: SCTP, ClusterIPs, and packets that are dropped
+}
+
+var dataplanes = []dataplane{
+	{"iptables-nft", "dataplane: iptables, iptablesBackend: nft", true},
+	{"iptables-legacy", "dataplane: iptables, iptablesBackend: legacy", true},
+	{"nftables", "dataplane: nftables", true},
+	{"userspace", "dataplane: userspace", false},
+}
+
+// Networks of externalIPs that the gates are configured to serve.
+var (
+	external4 = netip.MustParsePrefix("192.0.2.0/24")
+	external6 = netip.MustParsePrefix("2001:db8::/64")
+)
+
+// firstGate is the number of the edge host on which the first dataplane runs; the ones before are the site's.
+const firstGate = 4
+
+// A gate is an edge with one dataplane and everything that is off by default.
+type gate struct {
+	*edge
+	dataplane
+}
+
+// gates runs an edge for each dataplane that reaches pods by their addresses, until the test ends, with what is added to the
+// section l4 of their configuration. Then it cleans up after them and compares each machine with what it was before.
+func (s *site) gates(t *testing.T, more string) []*gate {
+	t.Helper()
+	return s.gatesReaching(t, "pods", more)
+}
+
+// gatesReaching is gates with another reach.
+func (s *site) gatesReaching(t *testing.T, reach, more string) []*gate {
+	t.Helper()
+	var all []*gate
+	for i, d := range dataplanes {
+		host := fmt.Sprintf("edge-%d", firstGate+i)
+		if !d.kernel {
+			s.routePods(t, s.Host(host))
+			s.holdAddresses(t, s.Host(host))
+		}
+		before := s.stateOf(t, host)
+		g := &gate{dataplane: d}
+		config := fmt.Sprintf("reach: %s\nstatus: {enabled: false}\nl4: {%s, externalIPs: [%v, %q]%s%s}\n", reach, d.config, external4, external6, clusterIPs(d), more)
+		var err error
+		if g.edge, err = s.start(t, host, config); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.endGate(t, g, before) })
+		all = append(all, g)
+	}
+	return all
+}
+
+// routePods gives a host the routes to pods that an edge without privileges cannot give itself, for the length of the test.
+func (s *site) routePods(t *testing.T, h *cluster.Host) {
+	t.Helper()
+	nodes, err := s.Client().CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes.Items {
+		for _, cidr := range n.Spec.PodCIDRs {
+			s.route(t, h, netip.MustParsePrefix(cidr), s.Host(n.Name).Addr, s.Host(n.Name).Addr6)
+		}
+	}
+}
+
+func clusterIPs(d dataplane) string {
+	if d.kernel {
+		return ", clusterIPs: true"
+	}
+	return ""
+}
+
+// endGate stops a gate and removes what it leaves, which must be all.
+func (s *site) endGate(t *testing.T, g *gate, before string) {
+	if t.Failed() {
+		t.Logf("log of %s, %s:\n%s", g.host.Name, g.name, tail(g.log(), 30))
+	}
+	if err := g.stop(); err != nil {
+		t.Error(err)
+	}
+	out, err := g.cleanup(t.Context())
+	if err != nil {
+		t.Errorf("%s: cleanup: %v: %s", g.name, err, out)
+	}
+	if after := s.stateOf(t, g.host.Name); after != before {
+		t.Errorf("%s: cleanup said\n%s\nand left the machine different:\n%s", g.name, out, difference(before, after))
+	}
+}
+
+// onEach runs fn as a subtest for every gate, with the client's traffic for all kinds of Service addresses routed to it.
+func (s *site) onEach(t *testing.T, gates []*gate, fn func(t *testing.T, g *gate)) {
+	t.Helper()
+	for _, g := range gates {
+		t.Run(g.name, func(t *testing.T) {
+			s.routeTo(t, g)
+			fn(t, g)
+		})
+	}
+}
+
+// routeTo sends the client's traffic for VIPs, externalIPs and ClusterIPs to the gate, for the length of the test.
+func (s *site) routeTo(t *testing.T, g *gate) {
+	t.Helper()
+	for _, p := range []netip.Prefix{
+		s.Pool(), s.Pool6(), external4, external6,
+		netip.MustParsePrefix(cluster.ServiceCIDR), netip.MustParsePrefix(cluster.ServiceCIDR6),
+	} {
+		s.route(t, s.client(), p, g.host.Addr, g.host.Addr6)
+	}
+}
+
+// route sends a host's traffic for a prefix to the one of two addresses that has its family, for the length of the test.
+func (s *site) route(t *testing.T, h *cluster.Host, p netip.Prefix, via4, via6 netip.Addr) {
+	t.Helper()
+	via := via6
+	if p.Addr().Is4() {
+		via = via4
+	}
+	s.run(t, h, "ip", "route", "replace", p.String(), "via", via.String())
+	t.Cleanup(func() { s.run(t, h, "ip", "route", "del", p.String(), "via", via.String()) })
+}
+
+// run runs a command on a host; the test fails if the command does.
+func (s *site) run(t *testing.T, h *cluster.Host, argv ...string) string {
+	t.Helper()
+	out, err := h.Command(context.WithoutCancel(t.Context()), argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %v: %s", h.Name, argv, err, out)
+	}
+	return string(out)
+}
+
+// addrs are the gate's addresses that NodePorts are served on, of both families.
+func (g *gate) addrs() []netip.Addr { return []netip.Addr{g.host.Addr, g.host.Addr6} }
+
+// holdAddresses makes the addresses that the tests' Services have a host's own, for the length of the test: the userspace
+// dataplane listens on what is there.
+func (s *site) holdAddresses(t *testing.T, h *cluster.Host) {
+	t.Helper()
+	var all []netip.Addr
+	for n := firstVIP; n <= lastVIP; n++ {
+		all = append(append(all, s.vips(n)...), external(n)...)
+	}
+	s.hold(t, h, "lo", all...)
+}
+
+// hold gives a link of a host more addresses, for the length of the test.
+func (s *site) hold(t *testing.T, h *cluster.Host, link string, addrs ...netip.Addr) {
+	t.Helper()
+	batch := func(verb string) {
+		script := "set -e\n"
+		for _, a := range addrs {
+			script += fmt.Sprintf("ip address %s %v dev %s", verb, netip.PrefixFrom(a, a.BitLen()), link)
+			if a.Is6() && verb == "add" {
+				script += " nodad"
+			}
+			script += "\n"
+		}
+		s.run(t, h, "sh", "-c", script)
+	}
+	batch("add")
+	t.Cleanup(func() { batch("del") })
+}
+
+// Numbers of the addresses, in the lab's pools and among externalIPs, that the Services of the tests with gates have.
+const firstVIP, lastVIP = 60, 85
+
+// vips are the n-th addresses of the lab's pools, one of each family.
+func (s *site) vips(n int) []netip.Addr {
+	return []netip.Addr{s.vip(n), nth(s.Pool6(), n)}
+}
+
+// external are the n-th externalIPs that gates serve, one of each family.
+func external(n int) []netip.Addr { return []netip.Addr{nth(external4, n), nth(external6, n)} }
+
+func nth(p netip.Prefix, n int) netip.Addr {
+	a := p.Addr()
+	for range n {
+		a = a.Next()
+	}
+	return a
+}
+
+// A caller is where requests come from: a host, and one of its addresses or any of them.
+type caller struct {
+	host  *cluster.Host
+	local netip.Addr
+}
+
+func (s *site) caller() caller { return caller{host: s.client()} }
+
+// callers gives the client n more addresses of the family of to, for the length of the test.
+func (s *site) callers(t *testing.T, n int, to netip.Addr) []caller {
+	t.Helper()
+	first := s.client().Addr6
+	if to.Is4() {
+		first = s.client().Addr
+	}
+	var all []caller
+	var addrs []netip.Addr
+	b := first.AsSlice()
+	b[len(b)-1] = 200 // beyond the edges
+	for a, _ := netip.AddrFromSlice(b); len(all) < n; a = a.Next() {
+		all, addrs = append(all, caller{s.client(), a}), append(addrs, a)
+	}
+	s.hold(t, s.client(), network.ClientsLink, addrs...)
+	return all
+}
+
+// dial opens a connection. It gives up before TCP's first repetition (1 s): what is answered at all is answered at once.
+func (c caller) dial(ctx context.Context, proto string, to netip.AddrPort) (conn net.Conn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 800*time.Millisecond)
+	defer cancel()
+	d := net.Dialer{}
+	switch {
+	case !c.local.IsValid():
+	case proto == "tcp":
+		d.LocalAddr = &net.TCPAddr{IP: c.local.AsSlice()}
+	default:
+		d.LocalAddr = &net.UDPAddr{IP: c.local.AsSlice()}
+	}
+	err = c.host.Do(func() (err error) {
+		conn, err = d.DialContext(ctx, proto, to.String())
+		return err
+	})
+	return conn, err
+}
+
+// get requests a path over a connection of its own.
+func (c caller) get(to netip.AddrPort, path string) (string, error) {
+	client := http.Client{
+		Timeout: 2 * time.Second,
+		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return c.dial(ctx, "tcp", to)
+		}},
+	}
+	resp, err := client.Get("http://" + to.String() + path)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
+	}
+	return strings.TrimSpace(string(body)), err
+}
+
+// udp sends a datagram from a new port and returns the answer.
+func (c caller) udp(to netip.AddrPort, message string) (string, error) {
+	conn, err := c.dial(context.Background(), "udp", to)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	return exchange(conn, message)
+}
+
+// tries is how often a Service is asked before it is said who answers. That one of three pods is left out by chance has a
+// probability of 1e-10.
+const tries = 60
+
+// wantPods is nil if a TCP service port is answered by exactly n pods.
+func (c caller) wantPods(to netip.AddrPort, n int) error {
+	return wantAnswerers(to, n, func() (string, error) { return c.get(to, "/hostname") })
+}
+
+// wantUDPPods is nil if a UDP service port is answered by exactly n pods.
+func (c caller) wantUDPPods(to netip.AddrPort, n int) error {
+	return wantAnswerers(to, n, func() (string, error) { return c.udp(to, "hostname") })
+}
+
+func wantAnswerers(to netip.AddrPort, n int, ask func() (string, error)) error {
+	got := map[string]int{}
+	for i := range tries {
+		name, err := ask()
+		if err != nil {
+			return fmt.Errorf("try %d of %v: %w", i+1, to, err)
+		}
+		got[name]++
+	}
+	if len(got) != n {
+		return fmt.Errorf("%v is answered by %d pods, want %d: %v", to, len(got), n, got)
+	}
+	return nil
+}
+
+// wantRefused is nil if a TCP connection is refused, within a second.
+func (c caller) wantRefused(to netip.AddrPort) error {
+	conn, err := c.dial(context.Background(), "tcp", to)
+	if err == nil {
+		conn.Close()
+	}
+	return wantError(to, err, syscall.ECONNREFUSED)
+}
+
+// wantUDPRefused is nil if a datagram is answered by ICMP port unreachable, within a second.
+func (c caller) wantUDPRefused(to netip.AddrPort) error {
+	_, err := c.udp(to, "hostname")
+	return wantError(to, err, syscall.ECONNREFUSED)
+}
+
+// wantDropped is nil if a TCP connection gets no answer at all.
+func (c caller) wantDropped(to netip.AddrPort) error {
+	conn, err := c.dial(context.Background(), "tcp", to)
+	if err == nil {
+		conn.Close()
+	}
+	return wantError(to, err, os.ErrDeadlineExceeded, context.DeadlineExceeded, syscall.ETIMEDOUT)
+}
+
+func wantError(to netip.AddrPort, got error, wants ...error) error {
+	for _, want := range wants {
+		if errors.Is(got, want) {
+			return nil
+		}
+	}
+	if timeout := net.Error(nil); errors.As(got, &timeout) && timeout.Timeout() && len(wants) > 1 {
+		return nil
+	}
+	return fmt.Errorf("%v: got %v, want %v", to, got, wants[0])
+}
+
+// rollFor is how long Deployments are rolled: SALLYPORT_ROLL, a duration, or not for long.
+func rollFor(t *testing.T) time.Duration {
+	t.Helper()
+	d, err := time.ParseDuration(cmp.Or(os.Getenv("SALLYPORT_ROLL"), "10s"))
+	if err != nil {
+		t.Fatalf("SALLYPORT_ROLL: %v", err)
+	}
+	return d
+}
+
+// eventually waits for what must hold shortly after a change in the cluster.
+func eventually(t *testing.T, cond func() error) {
+	t.Helper()
+	cluster.Eventually(t, 10*time.Second, cond)
+}
+
+// everywhere is nil if check is for every address with the port.
+func everywhere(addrs []netip.Addr, port uint16, check func(netip.AddrPort) error) error {
+	var errs []error
+	for _, a := range addrs {
+		errs = append(errs, check(netip.AddrPortFrom(a, port)))
+	}
+	return errors.Join(errs...)
+}
+
+// ofIptables are the tables that iptables-nft makes and never removes; iptables-save shows what is in them.
+var ofIptables = regexp.MustCompile(`(?m)^table ip6? (filter|nat|mangle|raw|security)\n`)
+
+// stateOf describes what an edge may change on its machine, in both families and all dataplanes.
+func (s *site) stateOf(t *testing.T, host string) string {
+	t.Helper()
+	var b strings.Builder
+	for _, command := range []string{
+		"iptables-nft-save", "iptables-legacy-save", "ip6tables-nft-save", "ip6tables-legacy-save",
+		"nft list tables", "ipset list", "ip route show table all", "ip -6 route show table all", "ip rule", "ip -6 rule",
+		"ip -brief link", "ip -brief address",
+		"sysctl net.ipv4.ip_forward net.ipv4.conf.all.rp_filter net.ipv4.conf.all.arp_ignore net.ipv4.conf.all.arp_announce net.ipv6.conf.all.forwarding net.netfilter.nf_conntrack_tcp_be_liberal",
+	} {
+		out := s.run(t, s.Host(host), strings.Fields(command)...)
+		fmt.Fprintf(&b, "%s:\n%s", command, withoutEmptyTables(ofIptables.ReplaceAllString(lifetime.ReplaceAllString(counters.ReplaceAllString(comments.ReplaceAllString(out, ""), ""), ""), "")))
+	}
+	return b.String()
+}
+
+func readFile(t *testing.T, file string) string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// difference lists the lines that only one of two texts has.
+func difference(before, after string) string {
+	was, is := strings.Split(before, "\n"), strings.Split(after, "\n")
+	return "gone: " + strings.Join(without(was, is), "\n      ") + "\nnew:  " + strings.Join(without(is, was), "\n      ")
+}
+
+func without(lines, others []string) []string {
+	known := map[string]bool{}
+	for _, l := range others {
+		known[l] = true
+	}
+	var rest []string
+	for _, l := range lines {
+		if !known[l] {
+			rest = append(rest, l)
+		}
+	}
+	return rest
+}
