@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -39,7 +40,9 @@ func (r *runner) program(ctx context.Context) (programming, error) {
 	}
 	u, err := r.process.usage()
 	p.cpu = u.cpu
-	return p, err
+	// Connections that were tried too early are remembered as going nowhere; one that has the port of such a one would
+	// be refused.
+	return p, errors.Join(err, run(r.edge.Host, "conntrack", "-F"))
 }
 
 // pause waits, or fails when ctx ends before.
