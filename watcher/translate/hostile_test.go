@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -179,5 +180,24 @@ func TestEndpointsOfOneServiceAreBounded(t *testing.T) {
 	}
 	if want := maxEndpoints + each; held != want || len(s.Problems) == 0 || s.Problems[0].Object != s.Services[0].Ref {
 		t.Errorf("%d endpoints are held, want %d; problems %v", held, want, s.Problems)
+	}
+}
+
+// TestAddressesAndNetworksOfOneServiceAreBounded: each is a rule on every edge.
+func TestAddressesAndNetworksOfOneServiceAreBounded(t *testing.T) {
+	svc := &corev1.Service{ObjectMeta: hostile, Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
+	for i := range 30_000 {
+		svc.Spec.ExternalIPs = append(svc.Spec.ExternalIPs, podIP(i))
+		svc.Spec.ClusterIPs = append(svc.Spec.ClusterIPs, podIP(i))
+		svc.Spec.LoadBalancerSourceRanges = append(svc.Spec.LoadBalancerSourceRanges, podIP(2*i)+"/32")
+	}
+	svc.Annotations = map[string]string{LoadBalancerIPs: strings.Join(svc.Spec.ExternalIPs, ",")}
+	s := translateHostile(objects.Cluster{Services: []*corev1.Service{svc}}, Options{ClusterIPs: true, ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}})
+	got := &s.Services[0]
+	for what, n := range map[string][2]int{"VIPs": {len(got.RequestedVIPs), maxAddresses}, "external IPs": {len(got.ExternalIPs), maxAddresses},
+		"cluster IPs": {len(got.ClusterIPs), maxAddresses}, "source ranges": {len(got.SourceRanges.Prefixes), maxSourceRanges}, "problems": {len(s.Problems), 4}} {
+		if n[0] != n[1] {
+			t.Errorf("%d %s, want %d: %v", n[0], what, n[1], s.Problems)
+		}
 	}
 }

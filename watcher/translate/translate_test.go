@@ -232,7 +232,8 @@ func FuzzTranslate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, reach int, tls bool) {
 		in := objects.Objects{objects.Parse("fuzz.yaml", data).Objects}
 		o := Options{Reach: reaches[uint(reach)%uint(len(reaches))], TLS: tls, RedirectHTTPS: tls,
-			DefaultCertificate: objects.Name{Namespace: "shop", Name: "shop-tls"}, Certificates: new(CertificateCache)}
+			DefaultCertificate: objects.Name{Namespace: "shop", Name: "shop-tls"}, Certificates: new(CertificateCache), Memo: new(Memo),
+			IPv6: reach%2 == 0, SCTP: tls, ProxyProtocol: !tls, ClusterIPs: true, Zone: "a", ExternalIPs: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}}
 		s := Translate(in, o)
 		if again := Translate(in, o); text(t, again) != text(t, s) {
 			t.Error("two translations of the same objects differ")
@@ -241,6 +242,7 @@ func FuzzTranslate(f *testing.F) {
 			if s.Service(s.Services[i].Ref) != &s.Services[i] {
 				t.Errorf("%v is not found", s.Services[i].Ref)
 			}
+			checkService(t, &s.Services[i], o)
 		}
 		for i := range s.Statuses {
 			if s.Status(s.Statuses[i].Ref) != &s.Statuses[i] {
@@ -254,4 +256,32 @@ func FuzzTranslate(f *testing.F) {
 			}
 		}
 	})
+}
+
+// checkService holds a Service to what model says of it.
+func checkService(t *testing.T, s *model.Service, o Options) {
+	t.Helper()
+	for _, list := range [][]netip.Addr{s.RequestedVIPs, s.ExternalIPs, s.ClusterIPs} {
+		for _, a := range list {
+			if !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.Is6() && !o.IPv6 || len(list) > maxAddresses {
+				t.Errorf("%v has address %v of %d", s.Ref, a, len(list))
+			}
+		}
+	}
+	if r := s.SourceRanges; r != nil {
+		for i, p := range r.Prefixes {
+			if p != p.Masked() || p.Addr().Is4In6() || i > 0 && (r.Prefixes[i-1].Overlaps(p) || p.Addr().Less(r.Prefixes[i-1].Addr())) {
+				t.Errorf("%v has source ranges %v", s.Ref, r.Prefixes)
+			}
+		}
+	}
+	for _, p := range s.Ports {
+		ordered := slices.IsSortedFunc(p.Destinations, func(a, b model.Destination) int { return a.Addr.Compare(b.Addr) })
+		wrong := slices.ContainsFunc(p.Destinations, func(d model.Destination) bool {
+			return !d.Addr.IsValid() || d.Addr.Addr().Zone() != "" || d.Addr.Addr().Is6() && !o.IPv6
+		})
+		if !ordered || wrong || p.Protocol == model.SCTP && !o.SCTP {
+			t.Errorf("%v port %d/%s has destinations %v", s.Ref, p.Port, p.Protocol, p.Destinations)
+		}
+	}
 }
