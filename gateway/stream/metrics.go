@@ -18,7 +18,7 @@ type metrics struct {
 	sessions      prometheus.Gauge
 	sessionsTotal prometheus.Counter
 	udpIn, udpOut prometheus.Counter
-	denied        *prometheus.CounterVec
+	denied        map[denial]prometheus.Counter
 	// Datagrams dropped because MaxUDPSessions clients are remembered, because no socket to any destination could be
 	// made, or because the destination, or the client for a reply, could not be sent to.
 	dropTableFull, dropUnreachable, dropSend prometheus.Counter
@@ -58,10 +58,7 @@ func newMetrics(r prometheus.Registerer) metrics {
 		udpIn:  bytes.WithLabelValues("UDP", "in"),
 		udpOut: bytes.WithLabelValues("UDP", "out"),
 
-		denied: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sallyport_stream_denied_total",
-			Help: "TCP connections reset and UDP datagrams dropped because of their Service's source ranges or limits, by reason.",
-		}, []string{"reason"}),
+		denied: denials(f),
 
 		dropTableFull:   dropped.WithLabelValues("table_full"),
 		dropUnreachable: dropped.WithLabelValues("unreachable"),
@@ -69,5 +66,18 @@ func newMetrics(r prometheus.Registerer) metrics {
 	}
 }
 
+// denials makes a counter for each denial.
+func denials(f promauto.Factory) map[denial]prometheus.Counter {
+	vec := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "sallyport_stream_denied_total",
+		Help: "TCP connections reset and UDP datagrams dropped because of their Service's source ranges or limits, by reason.",
+	}, []string{"reason"})
+	out := make(map[denial]prometheus.Counter)
+	for _, why := range []denial{denySource, denyRate, denyPerClient, denyTotal, denyFull} {
+		out[why] = vec.WithLabelValues(string(why))
+	}
+	return out
+}
+
 // deny counts a client that is not served.
-func (m *metrics) deny(why denial) { m.denied.WithLabelValues(string(why)).Inc() }
+func (m *metrics) deny(why denial) { m.denied[why].Inc() }
