@@ -10,9 +10,10 @@ import (
 // filters writes the filter table: which of the packets that the nat table saw may pass, and which are refused.
 func (r *renderer) filters() {
 	refused := isMarked(r.Owner()|verdictReject, refusedMask) + " -g SALLY-REJECT"
-	sent := isMarked(r.Owner()|verdictSent, verdictMask)
+	sent := isMarked(r.Owner()|verdictSent, sentMask)
 
-	forward := r.filter.chain("SALLY-FORWARD")
+	forward, output := r.filter.chain("SALLY-FORWARD"), r.filter.chain("SALLY-OUTPUT")
+	r.limits(forward, output)
 	forward.rule(sent, "-j ACCEPT")
 	forward.rule("-m connmark --mark", markValue(r.Owner(), plan.OwnerMask), "-j ACCEPT") // and all that follow, both ways
 	forward.rule(refused)
@@ -23,7 +24,7 @@ func (r *renderer) filters() {
 	// Only its first packet: other programs save marks with connections, and give them to the answers.
 	input.rule(sent, "-m conntrack --ctstate NEW -g SALLY-REJECT")
 
-	r.filter.chain("SALLY-OUTPUT").rule(refused) // from the edge itself to where it does not lead to INPUT
+	output.rule(refused) // from the edge itself to where it does not lead to INPUT
 	r.answers(forward, input)
 	r.refuseOthers(forward)
 	r.guard(input)

@@ -177,7 +177,7 @@ func merge(addrs []netip.Addr) []netip.Prefix {
 	return out
 }
 
-// shortPort is byPort with short labels, for trees with long names.
-type shortPort struct{ byPort }
+// shortPort is a space of ports with short labels, for trees with long names.
+type shortPort struct{ space }
 
 func (shortPort) label(k key, n int) string { return fmt.Sprintf("%04x%x", k.masked(n).port(), n) }

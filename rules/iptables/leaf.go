@@ -34,22 +34,26 @@ func (r *renderer) send(c *chain, match string, e plan.Entry, group uint8) {
 	case isSpecial(e):
 		c.rule(match, what, "-g", specialChain(e, group))
 	case !isPlain(e.Target):
-		c.rule(match, what, r.choose(e.Target, r.sent(group), plan.Slots(e.Destinations)))
+		c.rule(match, what, r.choose(e.Target, r.sent(e.Service, group), plan.Slots(e.Destinations)))
 		c.rule(match, "-g", slotsChain(e.Target))
 	default:
 		table := plan.Table(e.Destinations)
-		c.rule(match, what, r.choose(e.Target, r.sent(group)+uint32(c.slots), len(table)))
+		c.rule(match, what, r.choose(e.Target, r.sent(e.Service, group)+uint32(c.slots), len(table)))
 		for _, d := range table {
 			// DNAT to a port wants a protocol.
-			c.rule("-p", protocol(e.Protocol), "-m mark --mark", hexMark(r.sent(group)+uint32(c.slots)), dnat(e.Destinations[d]))
+			c.rule("-p", protocol(e.Protocol), "-m mark --mark", hexMark(r.sent(e.Service, group)+uint32(c.slots)), dnat(e.Destinations[d]))
 			c.slots++
 		}
 	}
 }
 
 // sent is the mark of what is sent to slot 0.
-func (r *renderer) sent(group uint8) uint32 {
-	return r.Owner() | verdictSent | uint32(group)<<groupShift
+func (r *renderer) sent(s *model.Service, group uint8) uint32 {
+	mark := r.Owner() | verdictSent | uint32(group)<<groupShift
+	if isLimited(s) {
+		mark |= verdictLimited
+	}
+	return mark
 }
 
 func dnat(d model.Destination) string { return "-j DNAT --to-destination " + d.Addr.String() }

@@ -146,7 +146,7 @@ func (l *list) nat(p *plan.Plan) string {
 :SALLY-MASQ - [0:0]
 ` + groups + l.declared.String() + `-A SALLY-REFUSED -j MARK --set-xmark 0x53200000/0xffffffff
 -A SALLY-DROPPED -j MARK --set-xmark 0x53300000/0xffffffff
-` + l.services.String() + l.chains.String() + `-A SALLY-POSTROUTING -m mark ! --mark 0x53100000/0xfff00000 -j RETURN
+` + l.services.String() + l.chains.String() + `-A SALLY-POSTROUTING -m mark ! --mark 0x53100000/0xffb00000 -j RETURN
 -A SALLY-POSTROUTING -j CONNMARK --set-xmark 0x53000000/0xff000000
 ` + post + to + `-A SALLY-TRANSLATE -g SALLY-MASQ
 -A SALLY-MASQ -j MARK --set-xmark 0x0/0xffffffff
@@ -181,7 +181,7 @@ func (l *list) filter(p *plan.Plan) string {
 :SALLY-FORWARD - [0:0]
 :SALLY-INPUT - [0:0]
 :SALLY-OUTPUT - [0:0]
--A SALLY-FORWARD -m mark --mark 0x53100000/0xfff00000 -j ACCEPT
+-A SALLY-FORWARD -m mark --mark 0x53100000/0xffb00000 -j ACCEPT
 -A SALLY-FORWARD -m mark --mark 0x53300000/0xfff00000 -j DROP
 -A SALLY-FORWARD -m mark --mark 0x53200000/0xfff00000 -j REJECT
 -A SALLY-INPUT -m mark --mark 0x53300000/0xfff00000 -j DROP

@@ -9,7 +9,7 @@ import (
 // A packet mark (fwmark) of Sallyport is laid out as
 //
 //	bits 31..24  plan.Options.Mark: the mark is Sallyport's
-//	bits 23..20  verdict
+//	bits 23..20  verdict: 1 sent to an endpoint, 5 as 1 and held to limits, 2 to be refused, 3 to be dropped
 //	bits 19..16  plan.Address.Group, of which addresses the source is replaced by; 0 for the edge's own
 //	bits 15..0   hash slot: which endpoint was chosen
 //
@@ -18,11 +18,14 @@ import (
 // so all but the slot comes from its offset. Connections carry the top byte as their connmark, the other 24 bits
 // of which are left to others.
 const (
-	verdictSent   = 1 << 20 // sent to an endpoint
-	verdictReject = 2 << 20 // service port without destinations: refuse
-	verdictDrop   = 3 << 20 // from outside the source ranges, or beyond a limit: drop
-	verdictMask   = 0xfff00000
+	verdictSent    = 1 << 20 // sent to an endpoint
+	verdictReject  = 2 << 20 // service port without destinations: refuse
+	verdictDrop    = 3 << 20 // from outside the source ranges: drop
+	verdictLimited = 4 << 20 // beside verdictSent: the Service has limits
+	verdictMask    = 0xfff00000
 
+	// sentMask, with verdictSent, matches whether or not there are limits.
+	sentMask = verdictMask &^ verdictLimited
 	// refusedMask, with verdictReject, matches verdictDrop as well.
 	refusedMask = plan.OwnerMask | verdictReject
 
@@ -37,13 +40,13 @@ const (
 // Accepting are the rules, as iptables-save prints them but for -A, by which other firewalls let our connections pass: of the
 // first packet, and of all that follow.
 func Accepting(chain string, o plan.Options) (first, next string) {
-	return chain + " " + isMarked(o.Owner()|verdictSent, verdictMask) + " -j ACCEPT",
+	return chain + " " + isMarked(o.Owner()|verdictSent, sentMask) + " -j ACCEPT",
 		chain + " -m connmark --mark " + markValue(o.Owner(), plan.OwnerMask) + " -j ACCEPT"
 }
 
 // FirstPacket is the mark, and its mask, of the first packet of a connection that was sent to an endpoint.
 func FirstPacket(o plan.Options) (mark, mask uint32) {
-	return o.Owner() | verdictSent, verdictMask
+	return o.Owner() | verdictSent, sentMask
 }
 
 // isMarked matches the bits of the mask.

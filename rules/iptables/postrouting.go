@@ -15,7 +15,7 @@ const (
 // mark, and gets the source address that leads its answers back here.
 func (r *renderer) postrouting() {
 	c := r.nat.chain("SALLY-POSTROUTING")
-	c.rule("-m mark ! --mark", markValue(r.Owner()|verdictSent, verdictMask), "-j RETURN")
+	c.rule("-m mark ! --mark", markValue(r.Owner()|verdictSent, sentMask), "-j RETURN")
 	c.rule("-j CONNMARK --set-xmark", markValue(r.Owner(), plan.OwnerMask))
 	if !r.KeepSource && !r.hasSNAT() {
 		r.masquerade(c)

@@ -4,6 +4,7 @@ package iptables
 
 import (
 	"encoding/hex"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -17,9 +18,9 @@ func Render(p *plan.Plan) Ruleset { return new(Renderer).Render(p) }
 
 // A Renderer renders one plan after the other, and keeps what does not change. The zero value works. It is for one goroutine.
 type Renderer struct {
-	made  setting
-	kept  map[string]*kept // chains of the nat table
-	round int
+	made        setting
+	nat, filter map[string]*kept // chains of the tables
+	round       int
 }
 
 // setting is what all chains depend on.
@@ -30,20 +31,18 @@ type setting struct {
 
 // Render gives the same as the function Render, with the chains of the last plan where nothing about them changed.
 func (k *Renderer) Render(p *plan.Plan) Ruleset {
-	if s := (setting{p.Family, p.Owner(), p.HashSeed}); k.kept == nil || k.made != s {
-		k.made, k.kept = s, map[string]*kept{}
+	if s := (setting{p.Family, p.Owner(), p.HashSeed}); k.nat == nil || k.made != s {
+		k.made, k.nat, k.filter = s, map[string]*kept{}, map[string]*kept{}
 	}
 	k.round++
 	r := renderer{Plan: p, dialect: dialectOf(p.Family),
-		nat: &builder{name: "nat", kept: k.kept, round: k.round}, filter: &builder{name: "filter"}}
+		nat: &builder{name: "nat", kept: k.nat, round: k.round}, filter: &builder{name: "filter", kept: k.filter, round: k.round}}
 	r.services()
 	r.nodePorts()
 	r.postrouting()
 	r.filters()
-	for name, c := range k.kept {
-		if c.round != k.round {
-			delete(k.kept, name)
-		}
+	for _, all := range []map[string]*kept{k.nat, k.filter} {
+		maps.DeleteFunc(all, func(_ string, c *kept) bool { return c.round != k.round })
 	}
 	slices.SortFunc(r.sets, Set.compare)
 	// filter first: what the nat table lets in is already guarded, and accepted where the policy is to drop.

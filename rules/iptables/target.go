@@ -10,10 +10,8 @@ import (
 
 // isSpecial says whether an entry has a chain of its own, for more than the choice of an endpoint.
 func isSpecial(e plan.Entry) bool {
-	return e.Restricted || len(e.Destinations) > 0 && (isLimited(e.Service) || e.Sticky() > 0)
+	return e.Restricted || len(e.Destinations) > 0 && e.Sticky() > 0
 }
-
-func isLimited(s *model.Service) bool { return s.Limits != nil && *s.Limits != model.Limits{} }
 
 // identity tells a service port from all others.
 func identity(t *plan.Target) (parts [4]string) {
@@ -64,9 +62,6 @@ func (r *renderer) prepareSpecial(e plan.Entry, one item) {
 	if e.Restricted {
 		r.nat.once(sourcesChain(e.Service), one, func() { r.sources(e.Target) })
 	}
-	if len(e.Destinations) > 0 && isLimited(e.Service) {
-		r.nat.once(limitsChain(e.Service), one, func() { r.limits(e.Service) })
-	}
 	if timeout := e.Sticky(); timeout > 0 {
 		for _, d := range e.Destinations {
 			r.sets = append(r.sets, Set{r.stickySet(e.Target, d), r.Family, timeout})
@@ -79,16 +74,11 @@ func (r *renderer) prepareSpecial(e plan.Entry, one item) {
 
 // special writes the chain of an entry: who may not connect is marked and leaves; the others are sent on.
 func (r *renderer) special(c *chain, e plan.Entry, group uint8) {
-	isDropped := isMarked(r.Owner()|verdictDrop, verdictMask) + " -j RETURN"
 	if e.Restricted {
 		c.rule("-j", sourcesChain(e.Service))
-		c.rule(isDropped)
+		c.rule(isMarked(r.Owner()|verdictDrop, verdictMask), "-j RETURN")
 	}
-	if len(e.Destinations) > 0 && isLimited(e.Service) {
-		c.rule("-j", limitsChain(e.Service))
-		c.rule(isDropped)
-	}
-	c.rule(r.choose(e.Target, r.sent(group), plan.Slots(e.Destinations)))
+	c.rule(r.choose(e.Target, r.sent(e.Service, group), plan.Slots(e.Destinations)))
 	if e.Sticky() > 0 {
 		for _, d := range e.Destinations {
 			c.rule("-m set --match-set", r.stickySet(e.Target, d), "src -g", stickyChain(e.Target, d))

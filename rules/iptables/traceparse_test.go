@@ -89,6 +89,12 @@ func parseMatch(module, option, value string) (func(*tracePacket) bool, error) {
 	case "connmark --mark":
 		mark, mask, err := parseMark(value)
 		return func(p *tracePacket) bool { return p.connmark&mask == mark }, err
+	case "conntrack --ctorigdst":
+		net, err := netip.ParsePrefix(value)
+		return func(p *tracePacket) bool { return net.Contains(p.original.Addr()) }, err
+	case "conntrack --ctorigdstport":
+		first, last, err := parsePorts(value)
+		return func(p *tracePacket) bool { return first <= p.original.Port() && p.original.Port() <= last }, err
 	case "conntrack --ctstate":
 		states := strings.Split(value, ",")
 		return func(p *tracePacket) bool { return slices.Contains(states, p.state) }, nil

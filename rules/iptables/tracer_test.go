@@ -36,10 +36,11 @@ type traceRule struct {
 type tracePacket struct {
 	proto          string
 	src, dst       netip.AddrPort
-	state          string // NEW, ESTABLISHED, INVALID
-	midstream      bool   // NEW, and not the first packet of its connection
-	member         string // set that has the source
-	beyond         string // limit that the connection exceeds: rate or connections
+	original       netip.AddrPort // dst before DNAT
+	state          string         // NEW, ESTABLISHED, INVALID
+	midstream      bool           // NEW, and not the first packet of its connection
+	member         string         // set that has the source
+	beyond         string         // limit that the connection exceeds: rate or connections
 	mark, connmark uint32
 	slot, slots    uint32 // what HMARK is to choose, and out of how many it chose
 	local          []netip.Addr
@@ -231,6 +232,7 @@ func (tr *tracer) route(p *tracePacket, fromEdge bool) string {
 	if fromEdge {
 		first = "OUTPUT"
 	}
+	p.original = p.dst
 	tr.hook("nat", first, p)
 	if p.to.IsValid() {
 		p.dst = p.to
