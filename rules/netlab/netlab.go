@@ -129,6 +129,26 @@ func Connect(t testing.TB, name string, peer netns.NsHandle, here, there string)
 	}
 	In(t, peer, func() { up("up0", there) })
 	up(name, here)
+	awaitUp(t, name)
+	In(t, peer, func() { awaitUp(t, "up0") })
+}
+
+// awaitUp waits for the kernel to take notice of a link's carrier, which it does once a second: until then, IPv6 finds no neighbours.
+func awaitUp(t testing.TB, name string) {
+	t.Helper()
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for range 1000 {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return
+		}
+		<-look.C
+	}
+	t.Fatalf("link %s has no carrier", name)
 }
 
 // Address puts one on a link, where it can be used at once.
