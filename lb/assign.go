@@ -15,33 +15,32 @@ import (
 // costs it none of its other addresses. So is a port that an older Service has at the same address. A Service that another
 // controller serves gets no VIPs: it would be in two places.
 func Assign(s *model.Snapshot, pools []Pool) {
-	a := assigner{out: s, pools: pools, holder: map[netip.Addr]model.ObjectRef{}}
-	for _, svc := range byAge(s.Services) {
+	a := assigner{out: s, pools: pools, holder: make(map[netip.Addr]*model.Service, len(s.Services))}
+	ours := make([]*model.Service, 0, len(s.Services))
+	for i := range s.Services {
+		svc := &s.Services[i]
 		svc.VIPs = nil
 		if svc.LoadBalancer && a.isOurs(svc) {
-			a.assign(svc)
+			a.claim(svc)
+			ours = append(ours, svc)
 		}
+	}
+	for _, svc := range ours {
+		a.assign(svc)
 	}
 	a.explainConflicts()
 	s.SortProblems()
 }
 
-// byAge returns the services, the oldest first: who came first keeps its address, whatever is made later.
-func byAge(services []model.Service) []*model.Service {
-	all := make([]*model.Service, len(services))
-	for i := range services {
-		all[i] = &services[i]
-	}
-	slices.SortFunc(all, func(a, b *model.Service) int {
-		return cmp.Or(a.Created.Compare(b.Created), a.Ref.Compare(b.Ref))
-	})
-	return all
+// byAge orders services, the oldest first: who came first keeps its address, whatever is made later.
+func byAge(a, b *model.Service) int {
+	return cmp.Or(a.Created.Compare(b.Created), a.Ref.Compare(b.Ref))
 }
 
 type assigner struct {
 	out    *model.Snapshot
 	pools  []Pool
-	holder map[netip.Addr]model.ObjectRef // of each address given
+	holder map[netip.Addr]*model.Service // of each address of a pool that is asked for: the oldest that does
 }
 
 // isOurs says whether no other controller serves the Service, and settles Status.Served, which translation leaves false
@@ -62,6 +61,18 @@ func (a *assigner) isOurs(s *model.Service) bool {
 	return st.Served
 }
 
+// claim makes the Service holder of the addresses that no older one asks for.
+func (a *assigner) claim(s *model.Service) {
+	for _, addr := range s.RequestedVIPs {
+		if !a.inPool(addr) {
+			continue
+		}
+		if h := a.holder[addr]; h == nil || byAge(s, h) < 0 {
+			a.holder[addr] = s
+		}
+	}
+}
+
 func (a *assigner) assign(s *model.Service) {
 	if len(s.RequestedVIPs) == 0 {
 		if s.RequestField == "" { // else translation has said what is wrong with the request
@@ -70,15 +81,14 @@ func (a *assigner) assign(s *model.Service) {
 		}
 		return
 	}
+	s.VIPs = make([]netip.Addr, 0, len(s.RequestedVIPs))
 	for _, addr := range s.RequestedVIPs {
-		holder, held := a.holder[addr]
-		switch {
-		case !a.inPool(addr):
+		switch holder := a.holder[addr]; {
+		case holder == nil:
 			a.problem(s, s.RequestField, model.ReasonAddressNotInPool, "%v is in no pool: choose an address of %s", addr, a.poolNames())
-		case held && holder != s.Ref:
-			a.problem(s, s.RequestField, model.ReasonAddressInUse, "%v is held by %v, which came first: choose another", addr, holder)
-		case !held:
-			a.holder[addr] = s.Ref
+		case holder != s:
+			a.problem(s, s.RequestField, model.ReasonAddressInUse, "%v is held by %v, which came first: choose another", addr, holder.Ref)
+		case !slices.Contains(s.VIPs, addr):
 			s.VIPs = append(s.VIPs, addr)
 		}
 	}

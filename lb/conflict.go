@@ -23,8 +23,15 @@ func (a *assigner) explainConflicts() {
 	if len(contested) == 0 {
 		return
 	}
+	var rivals []*model.Service
+	for i := range a.out.Services {
+		if s := &a.out.Services[i]; slices.ContainsFunc(addressesOf(s), func(addr netip.Addr) bool { return contested[addr] }) {
+			rivals = append(rivals, s)
+		}
+	}
+	slices.SortFunc(rivals, byAge)
 	taken := map[claim]model.ObjectRef{}
-	for _, s := range byAge(a.out.Services) {
+	for _, s := range rivals {
 		var seen []netip.Addr
 		for _, addr := range addressesOf(s) {
 			if contested[addr] && !slices.Contains(seen, addr) {
