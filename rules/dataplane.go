@@ -52,6 +52,7 @@ func places() (list []place) {
 			}
 		}
 	}
+	list = append(list, place{ipsets{}, "ipset"}) // behind those whose rules use them
 	if d, err := nftables.New(nftables.Options{}); err == nil {
 		list = append(list, place{d, nftCommand})
 	}
@@ -75,8 +76,14 @@ func (k *Kernel) openDataplane() (noIPv6 string, err error) {
 	}
 	k.rules = x
 	k.isOwn = func(p place) bool {
-		f, ok := p.holder.(flavour)
-		return ok && f.backend == x.backend()
+		switch h := p.holder.(type) {
+		case flavour:
+			return h.backend == x.backend()
+		case ipsets:
+			return true
+		default:
+			return false
+		}
 	}
 	if noIPv6 == "" {
 		if err := x.addIPv6(); err != nil {

@@ -36,6 +36,13 @@ func newNetwork(t testing.TB) *netlab.Network {
 		netlab.Run(t, "ip", "route", "del", "10.1.0.0/24")
 		netlab.Run(t, "ip", "route", "del", "fd00:1::/64")
 	})
+	// A new link takes the kernel up to a second to be of use for IPv6 (linkwatch).
+	for range 5 {
+		if netlab.Ping(t, n.Client, netlab.EdgeIPv6) && netlab.Ping(t, n.Edge, netlab.NodeIPv6) {
+			return n
+		}
+	}
+	t.Fatal("no IPv6 between client, edge and node")
 	return n
 }
 

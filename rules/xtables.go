@@ -84,13 +84,14 @@ func (x *xtables) writer(f plan.Family) *writer {
 
 // Apply renders the plan and writes what differs.
 func (x *xtables) Apply(ctx context.Context, p *plan.Plan) (changed bool, err error) {
-	want := iptables.Render(p)
+	w := x.writer(p.Family)
+	want := w.render.Render(p)
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.writer(p.Family).apply(ctx, want)
+	return w.apply(ctx, want)
 }
 
-// A writer keeps the rules of one family. It is used with xtables.mu held.
+// A writer keeps the rules of one family. All but render is used with xtables.mu held.
 type writer struct {
 	flavour
 	*xtables
@@ -98,6 +99,8 @@ type writer struct {
 	// applied is what the tables hold; nil when that is not known, and the next apply writes everything.
 	applied map[string]iptables.Table
 	sizes   map[string]tableSize // of iptables-legacy's tables, when they were last known to hold what was applied
+	sets    map[string]bool      // of ipset, that there are
+	render  iptables.Renderer
 }
 
 // apply writes what differs from the last time, or everything if that is not known or no longer true.
@@ -121,6 +124,21 @@ func (w *writer) write(ctx context.Context, want iptables.Ruleset) (changed bool
 	if err := w.checkLegacy(ctx); err != nil {
 		return false, err
 	}
+	if w.applied == nil {
+		if err := w.findSets(); err != nil {
+			return false, err
+		}
+	}
+	if err := w.makeSets(want.Sets); err != nil {
+		return false, err
+	}
+	if changed, err = w.writeRules(ctx, want); err == nil {
+		w.dropSets(want.Sets)
+	}
+	return changed, err
+}
+
+func (w *writer) writeRules(ctx context.Context, want iptables.Ruleset) (changed bool, err error) {
 	found := w.noteDrift(ctx)
 	switch {
 	case w.applied == nil:
