@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"sallyport/rules/plan"
 	"sallyport/rules/scenario"
@@ -305,6 +306,38 @@ func TestCost(t *testing.T) {
 		} {
 			if fate, cost := tr.trace(flow); fate != "not ours" || cost > 12 {
 				t.Errorf("%d services: %s: %s after %d rules, want at most 12", n, flow, fate, cost)
+			}
+		}
+	}
+}
+
+// TestCostOfFeatures is TestCost where each Service asks for all that it can, in IPv6.
+func TestCostOfFeatures(t *testing.T) {
+	for _, n := range []int{1, 3000} {
+		s := scenario.Snapshot()
+		for i := range n {
+			svc := scenario.Service(fmt.Sprint("s", i), fmt.Sprintf("2001:db8:%x::%x", i/100, i), fmt.Sprintf("TCP 80 %d: [2001:db8:1::2]:80 [2001:db8:1::3]:80", 20000+i))
+			svc.ClusterIPs = addrs(fmt.Sprintf("fd00::%x", i+1))
+			svc.SourceRanges = &model.SourceRanges{Prefixes: prefixes("2001:db8:9::/64")}
+			svc.Affinity = &model.Affinity{Timeout: time.Hour, Exact: true}
+			svc.Limits = &model.Limits{NewPerSecond: 1, PerClient: 1, Total: 1}
+			s.Services = append(s.Services, svc)
+		}
+		o := groupOptions()
+		o.NodePortAddresses = prefixes("::/0")
+		tr := tracerOf(t, s, plan.IPv6, o)
+		for i := 0; i < n; i += max(1, n/300) {
+			for to, want := range map[string]string{
+				fmt.Sprintf("[2001:db8:%x::%x]:80", i/100, i):       "[2001:db8:1::2]:80 [2001:db8:1::3]:80 snat 2001:db8:b::100",
+				fmt.Sprintf("[2001:db8:e::1]:%d", 20000+i):          "[2001:db8:1::2]:80 [2001:db8:1::3]:80 masq",
+				fmt.Sprintf("[fd00::%x]:80", i+1):                   "[2001:db8:1::2]:80 [2001:db8:1::3]:80 masq",
+				fmt.Sprintf("[fd00::%x]:81", i+1):                   "REJECT",
+				fmt.Sprintf("[2001:db8:%x::%x]:81", i/100, i):       "REJECT",
+				fmt.Sprintf("[2001:db8:%x::%x]:80", i/100, i+30000): "not ours",
+			} {
+				if got, cost := tr.trace("2001:db8:9::9 -> tcp " + to); got != want || cost > 320 {
+					t.Fatalf("%d services: %s: got %s after %d rules, want %s after at most 320", n, to, got, cost, want)
+				}
 			}
 		}
 	}

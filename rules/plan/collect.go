@@ -30,7 +30,7 @@ func (p *Plan) collect(services []model.Service) {
 	}
 	p.NodePorts = order(p.NodePorts)
 	slices.SortFunc(claims, func(a, b claim) int {
-		return cmp.Or(a.addr.Compare(b.addr), a.Entry.compare(b.Entry), cmp.Compare(a.nth, b.nth))
+		return cmp.Or(a.addr.Compare(b.addr), a.compare(b.Entry), cmp.Compare(a.nth, b.nth))
 	})
 	p.settle(claims)
 }
