@@ -75,7 +75,7 @@ func (s socket) readFull(b []byte) error {
 
 // echo sends a byte through an established connection and waits for it to come back.
 func (s socket) echo() error {
-	b := []byte{'.'}
+	b := []byte{askEcho}
 	if _, err := unix.Write(int(s), b); err != nil {
 		return err
 	}

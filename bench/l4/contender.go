@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -108,7 +109,11 @@ func (k kubeProxy) places(e *edgeHost, n int) ([3]int, error) {
 func (k kubeProxy) clean(e *edgeHost, _ string) error { return emptyKernel(e) }
 
 // A sallyport is the edge of this source tree, with L4 only.
-type sallyport struct{ binary, dataplane, backend string }
+type sallyport struct {
+	binary, dataplane string
+	backend           string // of iptables; empty for other dataplanes
+	snat              string // a range of addresses that all VIPs' connections have as their source; empty: the machine's own
+}
 
 func (s sallyport) name() string {
 	if s.backend == "" {
@@ -124,10 +129,10 @@ func (s sallyport) prepare(*edgeHost, *site) error { return nil }
 func (s sallyport) configFile(dir string) string { return filepath.Join(dir, "sallyport.yaml") }
 
 // config is sallyport.yaml: what is not needed to forward connections is off.
-func (s sallyport) config(kubeconfig, extra string) string {
-	backend := s.backend
-	if backend == "" {
-		backend = "auto"
+func (s sallyport) config(kubeconfig string) string {
+	groups := "[]"
+	if s.snat != "" {
+		groups = fmt.Sprintf("[{name: bench, snatAddresses: [%s]}]", s.snat)
 	}
 	return fmt.Sprintf(`edge: {name: edge, stateDir: ""}
 clusters: [{name: bench, kubeconfig: %s, secrets: none}]
@@ -136,11 +141,12 @@ loadBalancer: {ipAddressPools: [{name: bench, addresses: ["%v"]}]}
 l4: {dataplane: %s, iptablesBackend: %s}
 l7: {enabled: false}
 status: {enabled: false}
-%s`, kubeconfig, api.VIPs, s.dataplane, backend, extra)
+groups: %s
+`, kubeconfig, api.VIPs, s.dataplane, cmp.Or(s.backend, "auto"), groups)
 }
 
 func (s sallyport) command(_ *edgeHost, kubeconfig, dir string) ([]string, error) {
-	err := os.WriteFile(s.configFile(dir), []byte(s.config(kubeconfig, "")), 0o600)
+	err := os.WriteFile(s.configFile(dir), []byte(s.config(kubeconfig)), 0o600)
 	return []string{s.binary, "run", "--config", s.configFile(dir)}, err
 }
 

@@ -52,6 +52,7 @@ type options struct {
 var complete = plan{
 	sizes: []int{1, 1000, 10_000, 30_000}, endpoints: 5, starts: 3, rounds: 20, connections: 200,
 	changes: 20, changeTime: 25 * time.Second, changeGap: 1100 * time.Millisecond, churnAt: 10_000, churnTime: 30 * time.Second, flows: 200,
+	failoverFlows: 2000,
 }
 
 func parse(args []string) (options, error) {
@@ -65,6 +66,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.plan.rounds, "rounds", o.plan.rounds, "rounds of connections")
 	f.IntVar(&o.plan.changes, "changes", o.plan.changes, "changes of an endpoint, at most")
 	f.IntVar(&o.plan.churnAt, "churn-at", o.plan.churnAt, "number of Services at which changes are measured under churn, too")
+	f.IntVar(&o.plan.failoverFlows, "failover-flows", o.plan.failoverFlows, "flows through an edge that dies")
 	f.DurationVar(&o.plan.churnTime, "churn-time", o.plan.churnTime, "how long that goes on")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -109,7 +111,7 @@ func command(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	r.plan, r.results, r.routing, r.left = o.plan, b.results, b.routing, b.left
+	r.plan, r.results, r.routing, r.left, r.failovers = o.plan, b.results, b.routing, b.left, b.failovers
 	r.took = time.Since(r.started)
 	if err := r.write(o.out); err != nil {
 		return err
@@ -160,8 +162,15 @@ func measure(ctx context.Context, o options, name string, log *slog.Logger) (b *
 		return nil, err
 	}
 	b.left = left
-	err = b.run(ctx, contenders)
-	return b, errors.Join(err, b.close())
+	err = errors.Join(b.run(ctx, contenders), b.close())
+	if err != nil || o.plan.failoverFlows == 0 {
+		return b, err
+	}
+	if err := s.close(); err != nil {
+		return b, err
+	}
+	b.failovers, err = failovers(ctx, contenders, o.plan.failoverFlows, name, dir, log)
+	return b, err
 }
 
 // lock keeps a second run from removing what the first one has built. The kernel gives it back when the process ends.
@@ -193,9 +202,9 @@ func candidates(ctx context.Context, o options, dir string, log *slog.Logger) (c
 	for _, c := range []contender{
 		kubeProxy{programs["kube-proxy"], "iptables"},
 		kubeProxy{programs["kube-proxy"], "nftables"},
-		sallyport{binary, "iptables", "nft"},
-		sallyport{binary, "iptables", "legacy"},
-		sallyport{binary, "nftables", ""},
+		sallyport{binary: binary, dataplane: "iptables", backend: "nft"},
+		sallyport{binary: binary, dataplane: "iptables", backend: "legacy"},
+		sallyport{binary: binary, dataplane: "nftables"},
 	} {
 		if !strings.Contains(c.name(), o.only) {
 			continue
@@ -219,7 +228,7 @@ func (s sallyport) refused(ctx context.Context, dir string) string {
 	file, kubeconfig := filepath.Join(dir, "check.yaml"), filepath.Join(dir, "check.kubeconfig")
 	err := errors.Join(
 		os.WriteFile(kubeconfig, fmt.Appendf(nil, kubeconfigFormat, "http://127.0.0.1"), 0o600),
-		os.WriteFile(file, []byte(s.config(kubeconfig, "")), 0o600),
+		os.WriteFile(file, []byte(s.config(kubeconfig)), 0o600),
 	)
 	if err != nil {
 		return err.Error()

@@ -25,6 +25,8 @@ type plan struct {
 	churnAt     int           // the number of Services at which changes under churn are measured, 0: nowhere
 	churnTime   time.Duration // how long
 	flows       int           // connections that have to survive a killed process
+	// failoverFlows are those through an edge that dies; 0: none does.
+	failoverFlows int
 }
 
 // slow is what a start takes that is done once only.
@@ -61,6 +63,7 @@ type bench struct {
 	bare       *edgeHost
 	results    []*result
 	routing    []bareResult
+	failovers  []failover
 	left       []string // contenders that cannot be run, and why
 }
 

@@ -17,6 +17,7 @@ type report struct {
 	plan      plan
 	results   []*result
 	routing   []bareResult
+	failovers []failover
 	left      []string // contenders that were not run, and why
 	machine   []string
 	arguments []string
@@ -84,7 +85,7 @@ func (r report) markdown() []byte {
 		fmt.Fprintf(&b, "- not run: %s\n", l)
 	}
 	fmt.Fprintf(&b, "\n![connect time and time from nothing, against the number of Services](l4.svg)\n")
-	for _, section := range []func(*bytes.Buffer){r.bars, r.connects, r.unrelated, r.programmings, r.changes, r.processes} {
+	for _, section := range []func(*bytes.Buffer){r.bars, r.connects, r.unrelated, r.programmings, r.changes, r.processes, r.deaths} {
 		b.WriteByte('\n')
 		section(&b)
 	}
@@ -155,6 +156,17 @@ func (r report) processes(b *bytes.Buffer) {
 		rows = append(rows, []string{x.contender, count(x.services), megabytes(x.usage.resident), megabytes(x.usage.peak), seconds(x.usage.cpu), fmt.Sprint(x.survived)})
 	}
 	table(b, []string{"", "Services", "memory MB", "most MB", "CPU s", "survived"}, rows)
+}
+
+func (r report) deaths(b *bytes.Buffer) {
+	fmt.Fprintf(b, "## The death of an edge\n\nThe machine of one edge goes away, and %v later another one has its VIPs and its %d SNAT addresses. Flows from %d clients, which send "+
+		"a keepalive after %v; the last flow went on so long after the death.\n\n", deadFor, 4, failoverClients, keepAlive)
+	var rows [][]string
+	for _, f := range r.failovers {
+		rows = append(rows, []string{f.dataplane, fmt.Sprint(f.flows), fmt.Sprint(f.survived), fmt.Sprint(f.byKind[askEcho]),
+			fmt.Sprint(f.byKind[askThink]), fmt.Sprint(f.byKind[askDownload]), seconds(f.worst)})
+	}
+	table(b, []string{"", "flows", "survived", "echo", "think time", "download", "last after s"}, rows)
 }
 
 // worst is the p50 of the place that is slowest.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -101,23 +100,6 @@ func (s *site) answer(h *network.Host, port int) error {
 		go greet(l)
 		return nil
 	})
-}
-
-// greet says on each connection at which address it came in (4 bytes), then sends back what it receives. It ends with the listener.
-func greet(l net.Listener) {
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer conn.Close()
-			at := conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().As4()
-			if _, err := conn.Write(at[:]); err == nil {
-				_, _ = io.Copy(conn, conn) // ends when the client resets or closes
-			}
-		}()
-	}
 }
 
 // serve serves an API server on control, and returns its URL.
