@@ -3,6 +3,7 @@
 package netlab
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -30,9 +31,12 @@ type Network struct {
 
 // Addresses of a Network.
 const (
-	ClientIPv4, ClientIPv6 = "192.0.2.9", "2001:db8:1::9"
-	EdgeIPv4, EdgeIPv6     = "192.0.2.1", "2001:db8:1::1"
-	NodeIPv4, NodeIPv6     = "10.0.0.11", "fd00::11"
+	ClientIPv4 = "192.0.2.9"
+	ClientIPv6 = "2001:db8:1::9"
+	EdgeIPv4   = "192.0.2.1" // on the client's side
+	EdgeIPv6   = "2001:db8:1::1"
+	NodeIPv4   = "10.0.0.11"
+	NodeIPv6   = "fd00::11"
 )
 
 // Pods are the addresses that stand on the node for pods.
@@ -263,7 +267,7 @@ func reason(err error) string {
 	if strings.Contains(err.Error(), "connection refused") {
 		return "refused"
 	}
-	if e, isNet := err.(net.Error); isNet && e.Timeout() {
+	if e, isNet := errors.AsType[net.Error](err); isNet && e.Timeout() {
 		return "no answer"
 	}
 	return err.Error()

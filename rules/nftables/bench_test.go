@@ -25,6 +25,14 @@ func BenchmarkApply(b *testing.B) {
 				Render(p)
 			}
 		})
+		b.Run("again/"+name, func(b *testing.B) {
+			b.ReportAllocs()
+			var r Renderer
+			r.Render(p)
+			for b.Loop() {
+				r.Render(p)
+			}
+		})
 		b.Run("all/"+name, func(b *testing.B) { benchmarkApply(b, nil, p) })
 		b.Run("one/"+name, func(b *testing.B) { benchmarkApply(b, p, other, p) })
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os/exec"
+	"slices"
 	"sync"
 
 	"sigs.k8s.io/knftables"
@@ -33,8 +34,9 @@ type Dataplane struct {
 	changes Changes
 	drift   drift
 
-	mu      sync.Mutex
-	applied map[plan.Family]Table // what the kernel holds, as far as that is known
+	mu        sync.Mutex
+	renderers map[plan.Family]*Renderer
+	applied   map[plan.Family]Table // what the kernel holds, as far as that is known
 }
 
 const advice = `nftables 1.0.1 and Linux 5.13 or later are needed: install nftables ("apt-get install nftables") and see that nft is in ` +
@@ -46,12 +48,14 @@ func New(o Options) (*Dataplane, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Dataplane{log: o.Log, tables: map[plan.Family]knftables.Interface{}, applied: map[plan.Family]Table{}}
+	d := &Dataplane{log: o.Log, tables: map[plan.Family]knftables.Interface{},
+		renderers: map[plan.Family]*Renderer{}, applied: map[plan.Family]Table{}}
 	var err error
 	if d.nft, err = exec.LookPath("nft"); err != nil {
 		return nil, fmt.Errorf("find nft: %w: %s", err, advice)
 	}
 	for _, f := range plan.Families {
+		d.renderers[f] = new(Renderer)
 		// knftables is for what is small. Elements are written by ourselves: it would spend a command on each, and would not say
 		// which process makes the change.
 		d.tables[f], err = knftables.New(knftables.Family(wordsOf(f).ip), Name, knftables.NoObjectCommentEmulation)
@@ -74,9 +78,9 @@ func Text(plans ...*plan.Plan) string {
 // Apply makes the kernel's table of the plan's family that of the plan, and leaves the other family's alone. It says whether
 // it wrote anything. After an error, the kernel holds what it held before, and the next call writes everything anew.
 func (d *Dataplane) Apply(ctx context.Context, p *plan.Plan) (changed bool, err error) {
-	next := Render(p)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	next := d.renderers[p.Family].Render(p)
 	old, known := d.applied[p.Family]
 	if d.drift.take(p.Family) {
 		known = false
@@ -129,12 +133,7 @@ func (d *Dataplane) replace(ctx context.Context, next Table) error {
 // off before it was there.
 func (d *Dataplane) Alone(ctx context.Context, f plan.Family) (bool, error) {
 	chains, err := d.chains(ctx, f)
-	for _, c := range chains {
-		if c == aloneChain {
-			return true, nil
-		}
-	}
-	return false, err
+	return slices.Contains(chains, aloneChain), err
 }
 
 // Remove removes our tables, also those of an earlier run, and says what that was.

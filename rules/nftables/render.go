@@ -3,6 +3,7 @@ package nftables
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -110,21 +111,38 @@ const aNumber = "numgen random mod 2"
 var protocols = [...]string{"tcp", "udp", "sctp"}
 
 // Render computes the table for a plan. It is pure: equal plans give equal tables.
-func Render(p *plan.Plan) Table {
+func Render(p *plan.Plan) Table { return new(Renderer).Render(p) }
+
+// A Renderer renders one plan after the other, and keeps what does not change. The zero value works. It is for one goroutine.
+type Renderer struct {
+	texts map[entryKey]*entryText
+	sizes map[string]int // of the sets of the last plan
+	round int
+}
+
+// Render gives the same as the function Render, in the words of the last plan where nothing about them changed.
+func (k *Renderer) Render(p *plan.Plan) Table {
+	if k.texts == nil {
+		k.texts, k.sizes = map[entryKey]*entryText{}, map[string]int{}
+	}
+	k.round++
 	w := wordsOf(p.Family)
-	r := renderer{Plan: p, words: w, sets: map[string]*Set{}, chains: map[string]Chain{}, marks: marks{map[uint32]string{}},
-		tables: map[*plan.Target][]uint32{}}
+	r := renderer{Plan: p, words: w, Renderer: k, sets: map[string]*Set{}, chains: map[string]Chain{},
+		marks: marks{map[uint32]string{}}, verdicts: map[treatment]string{}}
 	t := Table{Family: p.Family, Sets: w.sets()}
 	for i := range t.Sets {
-		r.sets[t.Sets[i].Name] = &t.Sets[i]
+		set := &t.Sets[i]
+		set.Elements = slices.Grow(set.Elements, k.sizes[set.Name])
+		r.sets[set.Name] = set
 	}
 	r.services()
 	r.networks()
 	r.base()
-	for _, c := range r.chains {
-		t.Chains = append(t.Chains, c)
+	for _, set := range t.Sets {
+		k.sizes[set.Name] = len(set.Elements)
 	}
-	slices.SortFunc(t.Chains, func(a, b Chain) int { return cmp.Compare(a.Name, b.Name) })
+	maps.DeleteFunc(k.texts, func(_ entryKey, text *entryText) bool { return text.round != k.round })
+	t.Chains = slices.SortedFunc(maps.Values(r.chains), func(a, b Chain) int { return cmp.Compare(a.Name, b.Name) })
 	return t
 }
 
@@ -132,10 +150,11 @@ func Render(p *plan.Plan) Table {
 type renderer struct {
 	*plan.Plan
 	words
-	sets   map[string]*Set
-	chains map[string]Chain
-	marks  marks
-	tables map[*plan.Target][]uint32 // slots, of service ports seen
+	*Renderer
+	sets     map[string]*Set
+	chains   map[string]Chain
+	marks    marks
+	verdicts map[treatment]string // that lead to the chains of treatments
 }
 
 func (r *renderer) add(set, key, value string) {
@@ -159,11 +178,11 @@ func (r *renderer) services() {
 			r.add(groups, a.Addr.String(), "goto "+r.snat(a.Group))
 		}
 		for _, e := range a.Entries {
-			r.entry(&atAddress, a.Addr.String()+" . ", e)
+			r.entry(&atAddress, a.Addr, e)
 		}
 	}
 	for _, e := range r.NodePorts {
-		r.entry(&atNodePort, "", e)
+		r.entry(&atNodePort, netip.Addr{}, e)
 	}
 }
 

@@ -2,8 +2,9 @@ package nftables
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"strconv"
-	"strings"
 
 	"sallyport/rules/plan"
 	"sallyport/watcher/model"
@@ -37,6 +38,9 @@ func (at place) slotKey(w words, proto string) string {
 	return proto + " dport"
 }
 
+// slots is the map of the place from slot to destination.
+func (at place) slots(proto string) string { return proto + "-" + at.destinations }
+
 // A treatment is all that a new connection gets on the way to its endpoint. Entries that ask for the same share a chain: the
 // kernel takes its time over many chains, but not over many elements.
 type treatment struct {
@@ -49,11 +53,12 @@ type treatment struct {
 	limits     model.Limits
 }
 
-func (r *renderer) treatment(at *place, slots int, e plan.Entry) treatment {
-	t := treatment{at: at, proto: strings.ToLower(string(e.Protocol)), slots: slots, restricted: e.Restricted}
-	if slots == 0 {
+func (r *renderer) treatment(at *place, e plan.Entry) treatment {
+	t := treatment{at: at, proto: protocol(e.Protocol), slots: plan.Slots(e.Destinations), restricted: e.Restricted}
+	if t.slots == 0 {
 		return t
 	}
+	t.slots = max(2, t.slots) // the kernel refuses to calculate modulo 1
 	t.byClient = e.BySource()
 	if _, ok := r.stickyPort(e.Target); ok {
 		t.sticky = seconds(e.Sticky())
@@ -64,74 +69,141 @@ func (r *renderer) treatment(at *place, slots int, e plan.Entry) treatment {
 	return t
 }
 
-// chain names the treatment's, for example "vip-tcp-5-client-10800s-ranges".
-func (t treatment) chain() string {
+// protocol is as nft spells it.
+func protocol(p model.Protocol) string {
+	switch p {
+	case model.UDP:
+		return "udp"
+	case model.SCTP:
+		return "sctp"
+	default:
+		return "tcp"
+	}
+}
+
+// name is the treatment's chain's, for example "vip-tcp-5-client-10800s-ranges".
+func (t treatment) name() string {
 	if t.slots == 0 && !t.restricted {
 		return "refuse"
 	}
-	name := t.at.name + "-" + t.proto + "-" + strconv.Itoa(t.slots)
+	name := fmt.Appendf(nil, "%s-%s-%d", t.at.name, t.proto, t.slots)
 	if t.byClient {
-		name += "-client"
+		name = append(name, "-client"...)
 	}
 	if t.sticky != "" {
-		name += "-" + t.sticky
+		name = append(name, "-"+t.sticky...)
 	}
 	if t.restricted {
-		name += "-ranges"
+		name = append(name, "-ranges"...)
 	}
 	for _, l := range []struct {
 		name  string
 		limit uint32
 	}{{"new", t.limits.NewPerSecond}, {"each", t.limits.PerClient}, {"all", t.limits.Total}} {
 		if l.limit > 0 {
-			name += "-" + l.name + strconv.FormatUint(uint64(l.limit), 10)
+			name = fmt.Appendf(name, "-%s%d", l.name, l.limit)
 		}
 	}
-	return name
+	return string(name)
 }
 
 func (t treatment) needsServiceID() bool { return t.restricted || t.limits != model.Limits{} }
 
-// entry adds one to the maps of its place. The key of its elements starts with addr.
-func (r *renderer) entry(at *place, addr string, e plan.Entry) {
-	slots := r.slots(e.Target)
-	t := r.treatment(at, len(slots), e)
-	port := strconv.Itoa(int(e.Port))
-	key := addr + t.proto + " . " + port
-	name := t.chain()
-	if _, known := r.chains[name]; !known {
-		r.chain(name, "", r.rules(t)...)
+// lead is the verdict that leads to the chain of a treatment.
+func (r *renderer) lead(t treatment) string {
+	verdict, known := r.verdicts[t]
+	if !known {
+		name := t.name()
+		if name != "refuse" {
+			r.chain(name, "", r.rules(t)...)
+		}
+		verdict = "goto " + name
+		r.verdicts[t] = verdict
 	}
-	r.add(at.entries, key, "goto "+name)
-	last := len(r.sets[at.entries].Elements) - 1
-	r.sets[at.entries].Elements[last].Comment = comment(e.Service.Ref, e.ServicePort.Name)
+	return verdict
+}
+
+// An entryKey tells entries apart. Addr is the zero one for NodePorts.
+type entryKey struct {
+	at       *place
+	addr     netip.Addr
+	protocol model.Protocol
+	port     uint16
+}
+
+// An entryText is an entry in the words of nft, and what it was made from.
+type entryText struct {
+	treatment
+	service      model.ObjectRef
+	port         string
+	destinations []model.Destination
+
+	entry Element
+	slots []Element // but for those of sticky treatments
+	round int       // when it was last asked for
+}
+
+// entry adds one to the maps of its place.
+func (r *renderer) entry(at *place, addr netip.Addr, e plan.Entry) {
+	t := r.treatment(at, e)
+	text := r.text(entryKey{at, addr, e.Protocol, e.Port}, t, e)
+	set := r.sets[at.entries]
+	set.Elements = append(set.Elements, text.entry)
 	if t.needsServiceID() {
-		r.add(at.serviceIDs, key, r.serviceID(e))
+		r.add(at.serviceIDs, text.entry.Key, r.serviceID(e))
 	}
 	if t.sticky != "" {
-		r.stick(at, key, slots, e.Target)
+		r.stick(at, text.entry.Key, e.Target)
 		return
 	}
-	for slot, i := range slots {
-		r.add(t.proto+"-"+at.destinations, addr+port+" . "+strconv.Itoa(slot), destination(e.Destinations[i]))
+	set = r.sets[at.slots(t.proto)]
+	set.Elements = append(set.Elements, text.slots...)
+}
+
+// text puts an entry into words, unless that was done for the plan before.
+func (r *renderer) text(key entryKey, t treatment, e plan.Entry) *entryText {
+	text := r.texts[key]
+	if text == nil || text.treatment != t || text.service != e.Service.Ref || text.port != e.ServicePort.Name ||
+		!slices.Equal(text.destinations, e.Destinations) {
+		text = &entryText{treatment: t, service: e.Service.Ref, port: e.ServicePort.Name, destinations: e.Destinations}
+		r.write(text, key)
+		r.texts[key] = text
 	}
+	text.round = r.round
+	text.entry.Value = r.lead(t)
+	return text
+}
+
+func (r *renderer) write(text *entryText, key entryKey) {
+	addr, port := "", strconv.Itoa(int(key.port))
+	if key.at.withAddress {
+		addr = key.addr.String() + " . "
+	}
+	text.entry = Element{Key: addr + text.proto + " . " + port, Comment: comment(text.service, text.port)}
+	if text.sticky != "" {
+		return
+	}
+	values := make([]string, len(text.destinations))
+	for i, d := range text.destinations {
+		values[i] = destination(d)
+	}
+	text.slots = make([]Element, text.treatment.slots)
+	for slot, i := range table(text.destinations) {
+		text.slots[slot] = Element{Key: addr + port + " . " + strconv.Itoa(slot), Value: values[i]}
+	}
+}
+
+// table is the plan's of a service port, of two slots at least.
+func table(destinations []model.Destination) []uint32 {
+	slots := plan.Table(destinations)
+	if len(slots) == 1 {
+		slots = append(slots, slots[0])
+	}
+	return slots
 }
 
 func destination(d model.Destination) string {
 	return d.Addr.Addr().String() + " . " + strconv.Itoa(int(d.Addr.Port()))
-}
-
-// slots is the table of a service port. The kernel refuses to calculate modulo 1, so that one slot is two.
-func (r *renderer) slots(t *plan.Target) []uint32 {
-	if slots, known := r.tables[t]; known {
-		return slots
-	}
-	slots := plan.Table(t.Destinations)
-	if len(slots) == 1 {
-		slots = append(slots, slots[0])
-	}
-	r.tables[t] = slots
-	return slots
 }
 
 // serviceID is the mark of an entry's Service, whose source ranges it writes.
@@ -168,7 +240,7 @@ func (r *renderer) rules(t treatment) (rules []string) {
 	if t.sticky != "" {
 		return append(rules, r.sticky(t, key, choose)...)
 	}
-	return append(rules, "dnat "+r.ip+" to "+t.at.slotKey(r.words, t.proto)+" . "+choose+t.proto+"-"+t.at.destinations)
+	return append(rules, "dnat "+r.ip+" to "+t.at.slotKey(r.words, t.proto)+" . "+choose+t.at.slots(t.proto))
 }
 
 // maxRate is more than a client makes connections a second. The kernel refuses rates that it cannot calculate with.

@@ -11,10 +11,10 @@ import (
 // a client's mark is remembered when its connection has one, and asked for before a slot is calculated.
 
 // stick adds an entry that keeps its clients. key is that of the entry.
-func (r *renderer) stick(at *place, key string, slots []uint32, t *plan.Target) {
+func (r *renderer) stick(at *place, key string, t *plan.Target) {
 	port, _ := r.stickyPort(t)
 	r.add(at.stickyPorts, key, hex(port))
-	for slot, i := range slots {
+	for slot, i := range table(t.Destinations) {
 		r.add(at.stickySlots, key+" . "+strconv.Itoa(slot), hex(r.marks.endpoint(port, t.Destinations[i])))
 	}
 }

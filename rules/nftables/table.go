@@ -117,10 +117,6 @@ func (t Table) Elements() (n int) {
 	return n
 }
 
-func (t Table) set(name string) *Set {
-	return &t.Sets[slices.IndexFunc(t.Sets, func(s Set) bool { return s.Name == name })]
-}
-
 // name is the table's, with its family.
 func (t Table) name() string { return wordsOf(t.Family).ip + " " + Name }
 
