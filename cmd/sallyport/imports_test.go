@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"rules/nftables":        {"rules/plan", "watcher/model"},
 	"rules/conntrack":       {"watcher/model"},
 	"rules/scenario":        {"watcher/model"},
+	"rules/netlab":          {},
 	"gateway":               {"gateway/stream", "gateway/route", "gateway/balance", "watcher/model"},
 	"gateway/stream":        {"gateway/balance", "watcher/model"},
 	"gateway/route":         {"watcher/model"},
