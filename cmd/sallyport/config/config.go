@@ -107,7 +107,7 @@ type L4 struct {
 	SNAT                    string         `yaml:"snat"`                    // auto, always or never
 	ReturnPath              string         `yaml:"returnPath"`              // direct or edge
 	HashSeed                uint32         `yaml:"hashSeed"`
-	ConntrackMax            int            `yaml:"conntrackMax"` // connections that the kernel keeps track of; 0: by memory
+	ConntrackMax            uint32         `yaml:"conntrackMax"` // connections that the kernel keeps track of; 0: by memory
 }
 
 // L7 is how HTTP is served.

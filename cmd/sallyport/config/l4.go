@@ -16,9 +16,6 @@ func (c *Config) checkL4(p *problems) {
 	if c.L4.SNAT == SNATNever && c.L4.ReturnPath != ReturnEdge {
 		p.add("l4.snat", "never needs the nodes to answer through the edge: set l4.returnPath: edge when they do, or l4.snat: auto")
 	}
-	if c.L4.ConntrackMax < 0 {
-		p.add("l4.conntrackMax", "%d is no number of connections: give a positive one, or 0 to have it chosen", c.L4.ConntrackMax)
-	}
 	c.checkNodePortAddresses(p)
 	c.checkExternalIPs(p)
 }
