@@ -45,10 +45,11 @@ func rulesOptions(c config.Config) rules.Options {
 			Groups:                  groups(c),
 			HashSeed:                c.L4.HashSeed,
 		},
-		Dataplane: rules.Dataplane(c.L4.Dataplane),
-		Backend:   rules.Backend(c.L4.IptablesBackend),
-		Reach:     c.Reach,
-		L7Ports:   l7Ports(c),
+		Dataplane:    rules.Dataplane(c.L4.Dataplane),
+		Backend:      rules.Backend(c.L4.IptablesBackend),
+		Reach:        c.Reach,
+		ConntrackMax: c.L4.ConntrackMax,
+		L7Ports:      l7Ports(c),
 	}
 }
 
