@@ -50,11 +50,62 @@ func TestExplainSaysWhatTheRulesDo(t *testing.T) {
 	}
 }
 
+// TestExplainKnowsFeatures does so for Services that ask for anything, and for one client.
+func TestExplainKnowsFeatures(t *testing.T) {
+	fates := map[string]int{}
+	for seed := range uint64(40) {
+		r := rand.New(rand.NewPCG(seed, 9))
+		s, f := randomSnapshot(r), plan.Families[r.IntN(2)]
+		o := plan.Options{NodePortAddresses: prefixes("0.0.0.0/0 ::/0"), SourceRangesOnNodePorts: r.IntN(2) == 0, Router: true}
+		tr := tracerOf(t, s, f, o)
+		said := words.Options{EdgeAddresses: addrs(edgeIP + " " + edgeIPv6), NodePortAddresses: o.NodePortAddresses,
+			SourceRangesOnNodePorts: o.SourceRangesOnNodePorts, Dataplane: "iptables"}
+		for range 50 {
+			from, proto, to := plainFlow(randomFlow(r, s, f))
+			want, _ := tr.trace(fmt.Sprintf("%s -> %s %s", from, proto, to))
+			e, err := words.Explain(s, said, fmt.Sprintf("%s://%s?from=%s", proto, to, from))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := fateOf(e); got != want {
+				t.Fatalf("seed %d, %s to %s://%s: explained as %q, the rules say %q\n%+v", seed, from, proto, to, got, want, e)
+			}
+			fates[kindOf(want)]++
+		}
+	}
+	for _, kind := range []string{"REJECT", "DROP", "not ours", "masq"} {
+		if fates[kind] < 15 {
+			t.Errorf("of what was compared %v, %q too seldom", fates, kind)
+		}
+	}
+}
+
+// plainFlow takes a flow apart, without what there is no explanation of.
+func plainFlow(flow string) (from, proto, to string) {
+	f := strings.Fields(strings.TrimPrefix(strings.TrimPrefix(flow, "INVALID "), "MIDSTREAM "))
+	from, proto, to = strings.TrimSuffix(strings.TrimPrefix(f[0], "["), "]:9376"), f[2], f[3]
+	if from == "edge" {
+		from = "192.0.2.77"
+		if strings.HasPrefix(to, "[") {
+			from = "2001:db8:9::77"
+		}
+	}
+	if base, zero := strings.CutSuffix(to, ":0"); zero {
+		to = base + ":1"
+	}
+	if strings.Contains(proto, "icmp") {
+		proto = "tcp"
+	}
+	return from, proto, to
+}
+
 // fateOf is an explanation in the words of trace.
 func fateOf(e words.Explanation) string {
 	switch e.Verdict {
 	case words.Refused:
 		return "REJECT"
+	case words.Dropped:
+		return "DROP"
 	case words.None:
 		return "not ours"
 	}
