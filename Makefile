@@ -66,8 +66,12 @@ package-test: ## the package on a Debian of its own: restarts under load, kill, 
 	@.ci/deps $(PACKAGE_TOOLS)
 	SALLYPORT_PACKAGE=required go test -count=1 -timeout 20m ./bench/package
 
+bench-l4: ## L4 beside real kube-proxies, into bench/results; root, 20 minutes and a machine with nothing else to do
+	@.ci/deps $(LAB_TOOLS)
+	go run ./bench/l4
+
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-.PHONY: run build test unit check vet lint golden bench lab lab-build deps test-deps deb package-test help
+.PHONY: run build test unit check vet lint golden bench lab lab-build deps test-deps deb package-test bench-l4 help
 .DEFAULT_GOAL := help

@@ -18,6 +18,12 @@ func (r report) bars(b *bytes.Buffer) {
 			rows = append(rows, r.barsOf(x)...)
 		}
 	}
+	for _, f := range r.failovers {
+		if !f.ownAddress {
+			rows = append(rows, []string{"flows that survive their edge", f.name, ">= 99 %", fmt.Sprintf("%.1f %%", 100*float64(f.survived)/float64(f.flows)),
+				yes(100*f.survived >= 99*f.flows)})
+		}
+	}
 	if len(rows) == 0 {
 		fmt.Fprintf(b, "This run had none of the sizes that the bars are set at.\n")
 		return
@@ -29,7 +35,7 @@ func (r report) bars(b *bytes.Buffer) {
 func (r report) barsOf(x *result) [][]string {
 	var rows [][]string
 	add := func(what, bar, measured string, reached bool) {
-		rows = append(rows, []string{what, x.contender, bar, measured, map[bool]string{true: "yes", false: "no"}[reached]})
+		rows = append(rows, []string{what, x.contender, bar, measured, yes(reached)})
 	}
 	if x.services == r.plan.sizes[len(r.plan.sizes)-1] && x.services > barSize {
 		add("connect time at "+count(x.services)+" Services against 1", "<= 1.1", ratio(x.worst(), x.reference.p50),
@@ -52,6 +58,13 @@ func (r report) barsOf(x *result) [][]string {
 	add("memory", "<= 150 MB", megabytes(x.usage.resident)+" MB", x.usage.resident <= memoryBar)
 	add("connections that survive kill -9", fmt.Sprint(r.plan.flows), fmt.Sprint(x.survived), x.survived == r.plan.flows)
 	return rows
+}
+
+func yes(reached bool) string {
+	if reached {
+		return "yes"
+	}
+	return "no"
 }
 
 // find is the result of a contender at a number of Services, nil if there is none.

@@ -30,15 +30,17 @@ const (
 	keepAlive = 2 * time.Second
 	// deadFor is the time between the death of the edge and the moment that the other one has its addresses.
 	deadFor = 500 * time.Millisecond
-	// recoverWithin bounds how long a flow may take to go on.
-	recoverWithin = 30 * time.Second
+	// recoverWithin bounds how long a flow may take to go on: keepalives are sent every 2 s, and what an endpoint sends
+	// again it sends at growing intervals.
+	recoverWithin = 20 * time.Second
 	// failoverTable is the routing table by which the client chooses the living edge.
 	failoverTable = "2000"
 )
 
 // A failover is how the death of an edge went.
 type failover struct {
-	dataplane       string
+	name            string
+	ownAddress      bool // endpoints see the edge's own address, which dies with it
 	flows, survived int
 	byKind          map[byte]int  // of those that survived
 	worst           time.Duration // from the death until the last survivor went on
@@ -54,21 +56,30 @@ func failovers(ctx context.Context, contenders []contender, flows int, name, dir
 	if err := s.addClients(); err != nil {
 		return nil, err
 	}
-	for _, c := range contenders {
-		c, ok := c.(sallyport)
-		if !ok {
-			continue
-		}
-		first, last := s.snat()
-		c.snat = fmt.Sprintf("%v-%v", first, last)
-		f, err := s.failover(ctx, c, flows, filepath.Join(dir, "failover "+c.name()), log)
+	for i, c := range s.mortals(contenders) {
+		f, err := s.failover(ctx, c, flows, filepath.Join(dir, fmt.Sprint("failover ", i)), log)
 		if err != nil {
-			return nil, fmt.Errorf("death of an edge of %s: %w", c.name(), err)
+			return nil, fmt.Errorf("death of an edge of %s: %w", f.name, err)
 		}
-		log.Info("an edge died", "contender", c.name(), "flows", f.flows, "survived", f.survived, "worst", f.worst)
+		log.Info("an edge died", "contender", f.name, "flows", f.flows, "survived", f.survived, "worst", f.worst)
 		all = append(all, f)
 	}
 	return all, nil
+}
+
+// mortals are Sallyport's dataplanes with SNAT addresses, and one without: what that loses shows that the others are
+// measured at all.
+func (s *site) mortals(contenders []contender) []sallyport {
+	first, last := s.snat()
+	var with, without []sallyport
+	for _, c := range contenders {
+		if c, ok := c.(sallyport); ok {
+			without = append(without[:0], c)
+			c.snat = fmt.Sprintf("%v-%v", first, last)
+			with = append(with, c)
+		}
+	}
+	return append(with, without...)
 }
 
 // addClients gives the client its addresses and a table of routes that all of them use.
@@ -103,7 +114,10 @@ func (s *site) moveTo(e *edgeHost) error {
 
 // failover has flows go through one edge, lets it die, moves its addresses to another one and counts the flows that go on.
 func (s *site) failover(ctx context.Context, c sallyport, flows int, dir string, log *slog.Logger) (f failover, err error) {
-	f = failover{dataplane: c.name(), flows: flows, byKind: map[byte]int{}}
+	f = failover{name: c.name(), flows: flows, byKind: map[byte]int{}}
+	if f.ownAddress = c.snat == ""; f.ownAddress {
+		f.name += ", the machine's own address"
+	}
 	state := api.NewState(failoverServices, 5, s.nodes()...)
 	var pair [2]*runner
 	for i, e := range s.edges {

@@ -21,6 +21,7 @@ import (
 var small = plan{
 	sizes: []int{40}, endpoints: 3, starts: 1, rounds: 2, connections: 20,
 	changes: 2, changeTime: time.Second, changeGap: 10 * time.Millisecond, churnAt: 40, churnTime: 500 * time.Millisecond, flows: 20,
+	failoverFlows: 48,
 }
 
 // TestSmallRun runs everything once, and looks at no time: that the numbers are there, and can be true.
@@ -43,6 +44,14 @@ func TestSmallRun(t *testing.T) {
 	}
 	for _, x := range b.results {
 		t.Run(x.contender+" at "+count(x.services), func(t *testing.T) { checkResult(t, x) })
+	}
+	for _, f := range b.failovers {
+		if good := f.survived*100 >= f.flows*99; good == f.ownAddress || f.flows != small.failoverFlows {
+			t.Errorf("death of an edge: %+v", f)
+		}
+	}
+	if want := 4 - len(b.left); len(b.failovers) != want {
+		t.Errorf("%d deaths, want %d", len(b.failovers), want)
 	}
 	r := report{plan: small, results: b.results, routing: b.routing, left: b.left}
 	for _, x := range b.results {

@@ -163,7 +163,7 @@ func (r report) deaths(b *bytes.Buffer) {
 		"a keepalive after %v; the last flow went on so long after the death.\n\n", deadFor, 4, failoverClients, keepAlive)
 	var rows [][]string
 	for _, f := range r.failovers {
-		rows = append(rows, []string{f.dataplane, fmt.Sprint(f.flows), fmt.Sprint(f.survived), fmt.Sprint(f.byKind[askEcho]),
+		rows = append(rows, []string{f.name, fmt.Sprint(f.flows), fmt.Sprint(f.survived), fmt.Sprint(f.byKind[askEcho]),
 			fmt.Sprint(f.byKind[askThink]), fmt.Sprint(f.byKind[askDownload]), seconds(f.worst)})
 	}
 	table(b, []string{"", "flows", "survived", "echo", "think time", "download", "last after s"}, rows)
