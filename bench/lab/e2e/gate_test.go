@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,14 +26,15 @@ import (
 // A dataplane is one of the ways in which an edge serves L4. What a Service asks for is the same on all of them.
 type dataplane struct {
 	name, config string
-	kernel       bool // connections are forwarded, not taken: SCTP, ClusterIPs, and packets that are dropped
+	more         string // of the configuration, outside of l4
+	kernel       bool   // it forwards packets, with rules; otherwise it takes connections, at addresses that its machine has
 }
 
 var dataplanes = []dataplane{
-	{"iptables-nft", "dataplane: iptables, iptablesBackend: nft", true},
-	{"iptables-legacy", "dataplane: iptables, iptablesBackend: legacy", true},
-	{"nftables", "dataplane: nftables", true},
-	{"userspace", "dataplane: userspace", false},
+	{"iptables-nft", "dataplane: iptables, iptablesBackend: nft", "", true},
+	{"iptables-legacy", "dataplane: iptables, iptablesBackend: legacy", "", true},
+	{"nftables", "dataplane: nftables", "", true},
+	{"userspace", "dataplane: userspace", "l7: {enabled: false}\n", false}, // L7 would have ports 80 and 443 of ClusterIPs
 }
 
 // Networks of externalIPs that the gates are configured to serve.
@@ -66,10 +68,11 @@ func (s *site) gatesReaching(t *testing.T, reach, more string) []*gate {
 		if !d.kernel {
 			s.routePods(t, s.Host(host))
 			s.holdAddresses(t, s.Host(host))
+			s.takeClusterIPs(t, s.Host(host))
 		}
 		before := s.stateOf(t, host)
 		g := &gate{dataplane: d}
-		config := fmt.Sprintf("reach: %s\nstatus: {enabled: false}\nl4: {%s, externalIPs: [%v, %q]%s%s}\n", reach, d.config, external4, external6, clusterIPs(d), more)
+		config := fmt.Sprintf("reach: %s\nstatus: {enabled: false}\nl4: {%s, externalIPs: [%v, %q], clusterIPs: true%s}\n%s", reach, d.config, external4, external6, more, d.more)
 		var err error
 		if g.edge, err = s.start(t, host, config); err != nil {
 			t.Fatal(err)
@@ -94,11 +97,13 @@ func (s *site) routePods(t *testing.T, h *cluster.Host) {
 	}
 }
 
-func clusterIPs(d dataplane) string {
-	if d.kernel {
-		return ", clusterIPs: true"
+// takeClusterIPs has a host take what is sent to ClusterIPs, for the length of the test: the userspace dataplane listens on them.
+func (s *site) takeClusterIPs(t *testing.T, h *cluster.Host) {
+	t.Helper()
+	for _, cidr := range []string{cluster.ServiceCIDR, cluster.ServiceCIDR6} {
+		s.run(t, h, "ip", "route", "add", "local", cidr, "dev", "lo")
+		t.Cleanup(func() { s.run(t, h, "ip", "route", "del", "local", cidr, "dev", "lo") })
 	}
-	return ""
 }
 
 // endGate stops a gate and removes what it leaves, which must be all.
@@ -360,6 +365,11 @@ func rollFor(t *testing.T) time.Duration {
 		t.Fatalf("SALLYPORT_ROLL: %v", err)
 	}
 	return d
+}
+
+// ofKernel are the gates that forward packets.
+func ofKernel(gates []*gate) []*gate {
+	return slices.DeleteFunc(slices.Clone(gates), func(g *gate) bool { return !g.kernel })
 }
 
 // eventually waits for what must hold shortly after a change in the cluster.

@@ -281,24 +281,13 @@ func clusterIPsFromOutside(t *testing.T, s *site, gates []*gate) {
 	if len(ips) != 2 {
 		t.Fatalf("ClusterIPs %v", ips)
 	}
-	s.onEach(t, ofKernel(gates), func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, g *gate) {
 		eventually(t, func() error {
 			return errors.Join(
 				everywhere(ips, 80, func(to netip.AddrPort) error { return s.caller().wantPods(to, 2) }),
 				everywhere(ips, 53, func(to netip.AddrPort) error { return s.caller().wantUDPPods(to, 2) }))
 		})
 	})
-}
-
-// ofKernel are the gates that forward: the userspace dataplane has no address that is not its machine's.
-func ofKernel(gates []*gate) []*gate {
-	var some []*gate
-	for _, g := range gates {
-		if g.kernel {
-			some = append(some, g)
-		}
-	}
-	return some
 }
 
 func bothVIPs(t *testing.T, s *site, gates []*gate) {
