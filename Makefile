@@ -71,7 +71,7 @@ bench-l4: ## L4 beside real kube-proxies, into bench/results; root, 20 minutes a
 	go run ./bench/l4
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .PHONY: run build test unit check vet lint golden bench lab lab-build deps test-deps deb package-test bench-l4 help
 .DEFAULT_GOAL := help
