@@ -3,8 +3,10 @@ package nftables
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"testing"
+	"time"
 
 	"sallyport/rules/netlab"
 	"sallyport/rules/plan"
@@ -74,4 +76,40 @@ func oneChanged(s *model.Snapshot) *model.Snapshot {
 	svc := &other.Services[len(s.Services)/2]
 	*svc = scenario.Service(svc.Ref.Name, svc.VIPs[0].String(), "TCP 80 0: 10.1.9.9:80"+scenario.Destinations(len(svc.Ports[0].Destinations)-1))
 	return &other
+}
+
+// BenchmarkConnect connects by TCP to the first, middle and last of the Services.
+func BenchmarkConnect(b *testing.B) {
+	for _, n := range []int{1, 30_000} {
+		l := newLab(b, plan.Options{})
+		s := scenario.ManyServices(n, 3)
+		for i := range s.Services { // ManyServices has endpoints that nobody serves
+			s.Services[i].Ports[0].Destinations = scenario.Service("", "", "TCP 80 0:"+threePods).Ports[0].Destinations
+		}
+		netlab.In(b, l.Edge, func() {
+			if _, err := l.Apply(b.Context(), plan.New(s, plan.IPv4, l.options)); err != nil {
+				b.Fatal(err)
+			}
+		})
+		netlab.In(b, l.Client, func() { netlab.Run(b, "ip", "route", "add", "198.18.0.0/15", "via", netlab.EdgeIPv4) })
+		for name, i := range map[string]int{"first": 0, "middle": n / 2, "last": n - 1} {
+			to := s.Services[i].VIPs[0].String() + ":80"
+			b.Run(fmt.Sprintf("%d/%s", n, name), func(b *testing.B) {
+				var took []time.Duration
+				netlab.In(b, l.Client, func() {
+					for b.Loop() {
+						start := time.Now()
+						conn, err := net.Dial("tcp", to)
+						if err != nil {
+							b.Fatal(err)
+						}
+						took = append(took, time.Since(start))
+						conn.Close()
+					}
+				})
+				slices.Sort(took)
+				b.ReportMetric(float64(took[len(took)/2].Nanoseconds())/1000, "us-p50")
+			})
+		}
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"sallyport/rules/netlab"
+	"sallyport/rules/nftables/trace"
 	"sallyport/rules/plan"
 	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
@@ -309,7 +310,7 @@ func FuzzNames(f *testing.F) {
 		if got, want := strings.Count(text, "\n"), strings.Count(plain, "\n"); got != want {
 			t.Fatalf("%d lines, want %d", got, want)
 		}
-		if _, err := readTable(text); err != nil {
+		if _, err := trace.Read(text); err != nil {
 			t.Fatal(err)
 		}
 	})

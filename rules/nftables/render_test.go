@@ -4,15 +4,18 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"sallyport/rules/netlab"
+	"sallyport/rules/nftables/trace"
 	"sallyport/rules/plan"
 	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
@@ -189,7 +192,7 @@ func TestFeatures(t *testing.T) {
 	} {
 		t.Run(tt.why, func(t *testing.T) {
 			tr := newTracer(t, plan.New(features(), familyOfFlow(tt.flow), tt.o))
-			if got, _ := tr.trace(tt.flow); got != tt.want {
+			if got, _ := tr.Trace(tt.flow); got != tt.want {
 				t.Errorf("%s\ngot  %s\nwant %s", tt.flow, got, tt.want)
 			}
 		})
@@ -205,7 +208,7 @@ func familyOfFlow(flow string) plan.Family {
 
 func TestLimits(t *testing.T) {
 	tr := newTracer(t, plan.New(features(), plan.IPv4, testOptions))
-	for _, tr.beyond = range []string{"rate", "connections"} {
+	for _, tr.Beyond = range []string{"rate", "connections"} {
 		for flow, want := range map[string]string{
 			"192.0.2.9 -> tcp 198.51.100.40:80": "DROP",
 			"192.0.2.9 -> tcp 192.0.2.1:30040":  "DROP",
@@ -214,8 +217,8 @@ func TestLimits(t *testing.T) {
 			"192.0.2.9 -> tcp 198.51.100.50:80": "10.0.0.11:30050 10.0.0.12:30050 masq",
 			"192.0.2.9 -> icmp 198.51.100.40:0": "ACCEPT",
 		} {
-			if got, _ := tr.trace(flow); got != want {
-				t.Errorf("beyond %s, %s: got %s, want %s", tr.beyond, flow, got, want)
+			if got, _ := tr.Trace(flow); got != want {
+				t.Errorf("beyond %s, %s: got %s, want %s", tr.Beyond, flow, got, want)
 			}
 		}
 	}
@@ -227,18 +230,17 @@ func TestSticky(t *testing.T) {
 	for slot, want := range []string{"10.1.0.5:80 masq", "10.1.0.6:80 masq"} {
 		client := fmt.Sprintf("192.0.2.1%d", slot)
 		for _, to := range []string{"tcp 198.51.100.30:80", "udp 198.51.100.30:53"} {
-			first, _ := tr.packet(client + " -> " + to)
-			first.slot = uint32(slot)
-			if got := first.route(false); first.until != "2s" || to[:3] == "tcp" && got != want {
-				t.Fatalf("got %s for %s, want %s for 2s", got, first.until, want)
+			got, timeout := tr.Connect(client+" -> "+to, uint32(slot))
+			if timeout != "2s" || to[:3] == "tcp" && got != want {
+				t.Fatalf("got %s for %s, want %s for 2s", got, timeout, want)
 			}
 		}
 		for _, to := range []string{"198.51.100.30:80", "192.0.2.1:30030"} {
-			if got, _ := tr.trace(client + " -> tcp " + to); got != want {
+			if got, _ := tr.Trace(client + " -> tcp " + to); got != want {
 				t.Errorf("again, to %s: got %s, want %s", to, got, want)
 			}
 		}
-		if got, _ := tr.trace(client + " -> udp 198.51.100.30:53"); len(strings.Fields(got)) != 2 {
+		if got, _ := tr.Trace(client + " -> udp 198.51.100.30:53"); len(strings.Fields(got)) != 2 {
 			t.Errorf("again, by UDP: got %s, want one destination", got)
 		}
 	}
@@ -248,18 +250,16 @@ func TestSticky(t *testing.T) {
 func TestStickyForgets(t *testing.T) {
 	tr := newTracer(t, plan.New(features(), plan.IPv4, testOptions))
 	const flow = "192.0.2.9 -> tcp 198.51.100.30:80"
-	first, _ := tr.packet(flow)
-	first.route(false)
+	tr.Connect(flow, 0)
 	s := features()
 	s.Services[2].Ports[0].Destinations = s.Services[2].Ports[0].Destinations[1:]
 	after := newTracer(t, plan.New(s, plan.IPv4, testOptions))
-	after.sets[clients] = tr.sets[clients]
-	again, _ := after.packet(flow)
-	if got, want := again.route(false), "10.1.0.6:80 masq"; got != want {
-		t.Fatalf("got %s, want %s", got, want)
+	maps.Copy(after.Elements(clients), tr.Elements(clients))
+	if got, _ := after.Connect(flow, 0); got != "10.1.0.6:80 masq" {
+		t.Fatalf("got %s, want the other endpoint", got)
 	}
-	tr.sets[clients] = after.sets[clients] // the endpoint comes back
-	if got, _ := tr.trace(flow); got != "10.1.0.6:80 masq" {
+	maps.Copy(tr.Elements(clients), after.Elements(clients)) // the endpoint comes back
+	if got, _ := tr.Trace(flow); got != "10.1.0.6:80 masq" {
 		t.Errorf("got %s, want what it had last", got)
 	}
 }
@@ -269,9 +269,8 @@ func TestShare(t *testing.T) {
 	tr := newTracer(t, plan.New(features(), plan.IPv4, testOptions))
 	got := map[string]int{}
 	for slot := range uint32(4) {
-		p, _ := tr.packet("192.0.2.9 -> tcp 198.51.100.50:80")
-		p.slot = slot
-		got[p.route(false)]++
+		fate, _ := tr.Connect("192.0.2.9 -> tcp 198.51.100.50:80", slot)
+		got[fate]++
 	}
 	if want := map[string]int{"10.0.0.11:30050 masq": 3, "10.0.0.12:30050 masq": 1}; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got %v, want %v", got, want)
@@ -290,11 +289,11 @@ func TestCost(t *testing.T) {
 			"edge -> tcp 192.0.2.1:30000":         20,
 			"INVALID 10.1.0.2 -> tcp 192.0.2.9:1": 3,
 		} {
-			if _, cost := tr.trace(flow); cost > most {
+			if _, cost := tr.Trace(flow); cost > most {
 				t.Errorf("%d services, %s: %d rules, want at most %d", services, flow, cost, most)
 			}
 		}
-		if n := len(tr.chains); n > 20 {
+		if n := tr.Chains(); n > 20 {
 			t.Errorf("%d services: %d chains", services, n)
 		}
 	}
@@ -347,21 +346,18 @@ func golden(t *testing.T, file, got string) {
 	}
 }
 
-func TestTracerRefuses(t *testing.T) {
-	for _, tt := range []struct{ name, lines, want string }{
-		{"dangling jump", "add rule ip sallyport a jump b", "jump b: leads to missing chain"},
-		{"unreferenced chain", "add chain ip sallyport b", "nothing leads to chain b"},
-		{"unknown set", "add rule ip sallyport a ip saddr @b drop", "ip saddr @b drop: there is no such set"},
-		{"element of no set", "add element ip sallyport s { 1 }", "add element ip sallyport s { 1 }: there is no set s"},
-		{"verdict to nowhere", "add map ip sallyport m { type mark : verdict; }\nadd element ip sallyport m { 1 : goto b }", "map m: 1: goto b: leads to missing chain"},
-		{"another table", "add chain ip other a", `line not understood: "add chain ip other a"`},
-		{"not a command", "hello", `line not understood: "hello"`},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			_, err := readTable("add table ip sallyport\nadd chain ip sallyport a { type nat hook output priority 0; }\n" + tt.lines + "\n")
-			if fmt.Sprint(err) != tt.want {
-				t.Errorf("got  %v\nwant %s", err, tt.want)
-			}
-		})
+// newTracer traces the table of a plan on an edge that has the plan's addresses.
+func newTracer(t testing.TB, p *plan.Plan) *trace.Tracer {
+	t.Helper()
+	local := slices.Clone(p.Held)
+	for _, a := range p.Addresses {
+		if a.Own {
+			local = append(local, a.Addr)
+		}
 	}
+	tr, err := trace.Read(Text(p), local...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr
 }

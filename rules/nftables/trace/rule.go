@@ -1,4 +1,4 @@
-package nftables
+package trace
 
 import (
 	"fmt"
@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"sallyport/rules/plan"
 )
 
 // A cursor reads the words of a rule.
@@ -44,7 +42,7 @@ func (c *cursor) must(text string) {
 }
 
 // rule applies the statements of a rule, until one does not match. done says that the walk of the chain is over.
-func (p *tracePacket) rule(text string) (verdict string, done bool) {
+func (p *packet) rule(text string) (verdict string, done bool) {
 	c := &cursor{text, strings.Fields(text)}
 	for len(c.words) > 0 {
 		matched := false
@@ -55,7 +53,7 @@ func (p *tracePacket) rule(text string) (verdict string, done bool) {
 	return "", false
 }
 
-func (p *tracePacket) statement(c *cursor) (verdict string, done, matched bool) {
+func (p *packet) statement(c *cursor) (verdict string, done, matched bool) {
 	for _, word := range []string{"accept", "drop", "return"} {
 		if c.take(word) {
 			return word, true, true
@@ -98,7 +96,7 @@ func (p *tracePacket) statement(c *cursor) (verdict string, done, matched bool) 
 	}
 }
 
-func (p *tracePacket) dnat(c *cursor) (verdict string, done, matched bool) {
+func (p *packet) dnat(c *cursor) (verdict string, done, matched bool) {
 	value, found := p.lookup(c)
 	if !found {
 		return "", false, false
@@ -109,7 +107,7 @@ func (p *tracePacket) dnat(c *cursor) (verdict string, done, matched bool) {
 	return "accept", true, true
 }
 
-func (p *tracePacket) setMark(c *cursor) bool {
+func (p *packet) setMark(c *cursor) bool {
 	if c.take("0x0") {
 		p.mark = 0
 		return true
@@ -122,25 +120,24 @@ func (p *tracePacket) setMark(c *cursor) bool {
 }
 
 // lookup reads "key map @name".
-func (p *tracePacket) lookup(c *cursor) (value string, found bool) {
+func (p *packet) lookup(c *cursor) (value string, found bool) {
 	key, ok := p.expression(c)
 	c.must("map")
-	set := p.set(c)
-	return set.find(key, ok)
+	return p.set(c).find(key, ok)
 }
 
-func (p *tracePacket) set(c *cursor) *traceSet {
+func (p *packet) set(c *cursor) *set {
 	name := c.next()
-	set := p.sets[strings.TrimPrefix(name, "@")]
-	if set == nil {
+	s := p.sets[strings.TrimPrefix(name, "@")]
+	if s == nil {
 		panic(fmt.Sprintf("rule %q: %s is no set", c.rule, name))
 	}
-	return set
+	return s
 }
 
 // dynamic reads what adds to a set. With a limit, it matches what is beyond.
-func (p *tracePacket) dynamic(c *cursor) (matched bool) {
-	set := p.set(c)
+func (p *packet) dynamic(c *cursor) (matched bool) {
+	s := p.set(c)
 	c.must("{")
 	key, _ := p.expression(c)
 	timeout := ""
@@ -153,14 +150,14 @@ func (p *tracePacket) dynamic(c *cursor) (matched bool) {
 		c.must("burst")
 		c.next()
 		c.must("packets")
-		matched = p.beyond == "rate"
+		matched = p.Beyond == "rate"
 	case c.take("ct count over"):
 		c.next()
-		matched = p.beyond == "connections"
+		matched = p.Beyond == "connections"
 	case c.take(":"):
 		value, _ := p.expression(c)
-		if _, there := set.elements[key]; !there { // or else the kernel leaves the value as it is
-			set.elements[key] = value
+		if _, there := s.elements[key]; !there { // or else the kernel leaves the value as it is
+			s.elements[key] = value
 		}
 		p.until, matched = timeout, true
 	}
@@ -169,20 +166,20 @@ func (p *tracePacket) dynamic(c *cursor) (matched bool) {
 }
 
 // delete reads what takes an element from a map.
-func (p *tracePacket) delete(c *cursor) (matched bool) {
-	set := p.set(c)
+func (p *packet) delete(c *cursor) (matched bool) {
+	s := p.set(c)
 	c.must("{")
 	key, _ := p.expression(c)
 	c.must(":")
 	p.expression(c)
 	c.must("}")
-	_, matched = set.elements[key]
-	delete(set.elements, key)
+	_, matched = s.elements[key]
+	delete(s.elements, key)
 	return matched
 }
 
 // match reads an expression and what it is compared with.
-func (p *tracePacket) match(c *cursor) (verdict string, done, matched bool) {
+func (p *packet) match(c *cursor) (verdict string, done, matched bool) {
 	value, has := p.expression(c)
 	if c.take("vmap") {
 		to, found := p.set(c).find(value, has)
@@ -212,7 +209,7 @@ func (p *tracePacket) match(c *cursor) (verdict string, done, matched bool) {
 }
 
 // expression reads fields joined by dots. has says whether the packet has them all.
-func (p *tracePacket) expression(c *cursor) (value string, has bool) {
+func (p *packet) expression(c *cursor) (value string, has bool) {
 	has = true
 	for {
 		part, ok := p.field(c)
@@ -227,9 +224,9 @@ func (p *tracePacket) expression(c *cursor) (value string, has bool) {
 	}
 }
 
-func (p *tracePacket) field(c *cursor) (value string, has bool) {
+func (p *packet) field(c *cursor) (value string, has bool) {
 	port := func(n uint16) string { return strconv.Itoa(int(n)) }
-	hasPorts := slices.Contains(protocols[:], p.proto)
+	hasPorts := p.proto == "tcp" || p.proto == "udp" || p.proto == "sctp"
 	switch {
 	case c.take("ip daddr"), c.take("ip6 daddr"):
 		return p.dst.Addr().String(), true
@@ -271,7 +268,7 @@ func addressType(local bool) string {
 }
 
 // hash has the packet choose its slot by itself.
-func (p *tracePacket) hash(c *cursor) string {
+func (p *packet) hash(c *cursor) string {
 	value, _ := p.expression(c)
 	c.must("mod")
 	modulus := number(c.next())
@@ -280,7 +277,7 @@ func (p *tracePacket) hash(c *cursor) string {
 	switch {
 	case modulus < 2:
 		panic("the kernel refuses jhash modulo 1")
-	case modulus > plan.MaxSlots: // stands for the address itself
+	case modulus > 1<<16: // stands for the address itself
 		return value
 	}
 	p.slots = modulus
@@ -301,6 +298,8 @@ func masked(value, mask string) string {
 	return hex(number(value) & number(mask))
 }
 
+func hex(mark uint32) string { return "0x" + strconv.FormatUint(uint64(mark), 16) }
+
 func number(s string) uint32 {
 	n, err := strconv.ParseUint(s, 0, 32)
 	if err != nil {
@@ -310,7 +309,7 @@ func number(s string) uint32 {
 }
 
 // find looks up a key, in sets of intervals part by part.
-func (s *traceSet) find(key string, has bool) (value string, found bool) {
+func (s *set) find(key string, has bool) (value string, found bool) {
 	if !has {
 		return "", false
 	}

@@ -1,4 +1,6 @@
-package nftables
+// Package trace reads a table of nftables as nft does and tells what becomes of packets. It is for tests, and knows what package
+// nftables writes; what it does not know, it refuses. It answers in the words of the tracer of iptables rules.
+package trace
 
 import (
 	"fmt"
@@ -6,35 +8,37 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"testing"
-
-	"sallyport/rules/plan"
 )
 
 // The edge's own addresses.
 const (
-	edgeIP   = "192.0.2.1"
-	edgeIPv6 = "2001:db8:e::1"
+	EdgeIPv4 = "192.0.2.1"
+	EdgeIPv6 = "2001:db8:e::1"
 )
 
-// A tracer reads a table as nft does and tells what becomes of a packet.
-type tracer struct {
+// table is the name of the tables that are read.
+const table = "sallyport"
+
+// A Tracer holds one table.
+type Tracer struct {
+	// Beyond names the limit that every connection exceeds, "rate" or "connections", or none.
+	Beyond string
+
 	chains map[string][]string
 	hooks  map[string]string // by hook and type, as in "prerouting nat"
-	sets   map[string]*traceSet
+	sets   map[string]*set
 	local  []netip.Addr // addresses of the edge, VIPs included
-	beyond string       // limit that every connection exceeds: rate or connections
 }
 
-// A traceSet is a set or map.
-type traceSet struct {
+// A set is a set or map.
+type set struct {
 	spec     string
 	elements map[string]string
 }
 
-// A tracePacket is a packet on its way.
-type tracePacket struct {
-	*tracer
+// A packet is on its way.
+type packet struct {
+	*Tracer
 	proto            string
 	src, dst, origin netip.AddrPort // origin is where it was sent to
 	state            string         // new, established, invalid, untracked
@@ -47,13 +51,14 @@ type tracePacket struct {
 	until            string // the timeout of the client's memory
 }
 
-// readTable parses commands of nft and refuses what could not work: jumps to nowhere, chains and sets that nothing leads to.
-func readTable(text string, local ...netip.Addr) (*tracer, error) {
-	tr := &tracer{map[string][]string{}, map[string]string{}, map[string]*traceSet{}, local, ""}
+// Read parses commands of nft that make a table, on an edge that has the addresses local beside its own. It refuses what could not
+// work: jumps to nowhere, chains and sets that nothing leads to.
+func Read(text string, local ...netip.Addr) (*Tracer, error) {
+	tr := &Tracer{chains: map[string][]string{}, hooks: map[string]string{}, sets: map[string]*set{}, local: local}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		f := strings.Fields(line)
-		if len(f) < 4 || f[3] != Name && f[1] != "table" {
+		if len(f) < 4 || f[3] != table && f[1] != "table" {
 			return nil, fmt.Errorf("line not understood: %q", line)
 		}
 		rest := strings.Join(f[4:], " ")
@@ -61,7 +66,7 @@ func readTable(text string, local ...netip.Addr) (*tracer, error) {
 		case "add table", "flush table":
 		case "add set", "add map":
 			name, spec, _ := strings.Cut(rest, " ")
-			tr.sets[name] = &traceSet{spec, map[string]string{}}
+			tr.sets[name] = &set{spec, map[string]string{}}
 		case "add chain":
 			tr.chains[f[4]] = nil
 			if len(f) > 5 {
@@ -80,10 +85,10 @@ func readTable(text string, local ...netip.Addr) (*tracer, error) {
 	return tr, tr.lint()
 }
 
-func (tr *tracer) addElements(command string) error {
+func (tr *Tracer) addElements(command string) error {
 	name, list, _ := strings.Cut(command, " ")
-	set := tr.sets[name]
-	if set == nil {
+	s := tr.sets[name]
+	if s == nil {
 		return fmt.Errorf("there is no set %s", name)
 	}
 	for e := range strings.SplitSeq(strings.Trim(list, "{} "), ", ") {
@@ -92,15 +97,15 @@ func (tr *tracer) addElements(command string) error {
 		if strings.ContainsAny(key+value, `"{};`) || strings.ContainsAny(strings.TrimSuffix(comment, `"`), "\"\n") {
 			return fmt.Errorf("element %q breaks out", e)
 		}
-		if _, twice := set.elements[key]; twice {
+		if _, twice := s.elements[key]; twice {
 			return fmt.Errorf("element %s is there twice", key)
 		}
-		set.elements[key] = value
+		s.elements[key] = value
 	}
 	return nil
 }
 
-func (tr *tracer) lint() error {
+func (tr *Tracer) lint() error {
 	used := map[string]bool{}
 	mention := func(text string) error {
 		f := strings.Fields(text)
@@ -149,7 +154,7 @@ func (tr *tracer) lint() error {
 }
 
 // walk follows a packet through a chain: to a verdict, or "" where it comes back.
-func (p *tracePacket) walk(chain string) (verdict string) {
+func (p *packet) walk(chain string) (verdict string) {
 	for _, rule := range p.chains[chain] {
 		p.evaluated++
 		verdict, done := p.rule(rule)
@@ -164,7 +169,7 @@ func (p *tracePacket) walk(chain string) (verdict string) {
 }
 
 // hook walks from a hook of the kernel, which gives nat chains new connections only.
-func (p *tracePacket) hook(name string) (verdict string) {
+func (p *packet) hook(name string) (verdict string) {
 	if strings.HasSuffix(name, "nat") && p.state != "new" {
 		return ""
 	}
@@ -175,7 +180,7 @@ func (p *tracePacket) hook(name string) (verdict string) {
 }
 
 // route takes one packet all the way and names its fate.
-func (p *tracePacket) route(fromEdge bool) string {
+func (p *packet) route(fromEdge bool) string {
 	first := "prerouting nat"
 	if fromEdge {
 		first = "output nat"
@@ -198,43 +203,43 @@ func (p *tracePacket) route(fromEdge bool) string {
 
 // fate words the verdict. It names what would be wrong with a forwarded connection: a packet that our own forward chain leaves
 // to others, a mark that outlives postrouting, a connection without our connmark.
-func (p *tracePacket) fate(verdict string, fromEdge bool) string {
+func (p *packet) fate(verdict string, fromEdge bool) string {
 	if verdict == "reject" || verdict == "drop" || !p.translated {
 		return map[string]string{"": "not ours", "accept": "ACCEPT", "reject": "REJECT", "drop": "DROP"}[verdict]
 	}
-	fate := p.dst.String()
+	fate := []string{p.dst.String()}
 	for _, w := range []struct {
 		word string
 		is   bool
 	}{
-		{" " + p.source, p.source != ""},
-		{" unaccepted", verdict != "accept" && !fromEdge},
-		{" marked", p.mark != 0},
-		{" unconnected", p.connmark>>24 == 0},
+		{p.source, p.source != ""},
+		{"unaccepted", verdict != "accept" && !fromEdge},
+		{"marked", p.mark != 0},
+		{"unconnected", p.connmark>>24 == 0},
 	} {
 		if w.is {
-			fate += w.word
+			fate = append(fate, w.word)
 		}
 	}
-	return fate
+	return strings.Join(fate, " ")
 }
 
-// trace tells what becomes of the packets of a flow, over all that the hash may choose: "10.1.0.2:80 10.1.0.3:80 masq",
+// Trace tells what becomes of the packets of a flow, over all that the hash may choose: "10.1.0.2:80 10.1.0.3:80 masq",
 // REJECT, DROP, ACCEPT, or "not ours"; and how many rules were evaluated in the worst case.
 //
 // A flow is "source -> protocol destination", such as "192.0.2.9 -> tcp 198.51.100.1:30001"; the source "edge" is the
 // edge itself. A leading word ESTABLISHED, INVALID or UNTRACKED gives another state than NEW; MIDSTREAM is NEW to conntrack, but
 // not the first packet of its connection.
-func (tr *tracer) trace(flow string) (fate string, cost int) {
+func (tr *Tracer) Trace(flow string) (fate string, cost int) {
 	p, fromEdge := tr.packet(flow)
 	var fates []string
 	suffix := ""
 	for slot := uint32(0); slot == 0 || slot < p.slots; slot++ {
 		q := p
 		q.slot = slot
-		known := maps.Clone(tr.sets[clients].elements)
+		known := tr.remembered()
 		to, rest, _ := strings.Cut(q.route(fromEdge), " ")
-		tr.sets[clients].elements = known
+		tr.forget(known)
 		fates, p.slots = append(fates, to), q.slots
 		suffix = " " + rest
 		cost = max(cost, q.evaluated)
@@ -244,9 +249,9 @@ func (tr *tracer) trace(flow string) (fate string, cost int) {
 }
 
 // packet is the one that a flow speaks of.
-func (tr *tracer) packet(flow string) (p tracePacket, fromEdge bool) {
+func (tr *Tracer) packet(flow string) (p packet, fromEdge bool) {
 	f := strings.Fields(flow)
-	p = tracePacket{tracer: tr, state: "new"}
+	p = packet{Tracer: tr, state: "new"}
 	if f[1] != "->" {
 		p.state, f = strings.ToLower(f[0]), f[1:]
 	}
@@ -256,9 +261,9 @@ func (tr *tracer) packet(flow string) (p tracePacket, fromEdge bool) {
 	p.proto, p.dst = f[2], flowEnd(f[3], "0")
 	p.origin = p.dst
 	if fromEdge = f[0] == "edge"; fromEdge {
-		f[0] = edgeIP
+		f[0] = EdgeIPv4
 		if p.dst.Addr().Is6() {
-			f[0] = edgeIPv6
+			f[0] = EdgeIPv6
 		}
 	}
 	p.src = flowEnd(f[0], "40000")
@@ -275,26 +280,37 @@ func flowEnd(s, port string) netip.AddrPort {
 	return netip.MustParseAddrPort(s)
 }
 
-func (tr *tracer) isLocal(a netip.Addr) bool {
-	return a.IsLoopback() || a.String() == edgeIP || a.String() == edgeIPv6 || slices.Contains(tr.local, a)
+func (tr *Tracer) isLocal(a netip.Addr) bool {
+	return a.IsLoopback() || a.String() == EdgeIPv4 || a.String() == EdgeIPv6 || slices.Contains(tr.local, a)
 }
 
-// newTracer traces the table of a plan on an edge that has the plan's addresses.
-func newTracer(t testing.TB, p *plan.Plan) *tracer {
-	t.Helper()
-	var b strings.Builder
-	if _, err := Render(p).WriteTo(&b); err != nil {
-		t.Fatal(err)
-	}
-	local := slices.Clone(p.Held)
-	for _, a := range p.Addresses {
-		if a.Own {
-			local = append(local, a.Addr)
+// Connect sends the first packet of a flow whose hash chooses the slot, and has the table remember it. It gives its fate as Trace does,
+// and for how long its client is remembered.
+func (tr *Tracer) Connect(flow string, slot uint32) (fate, timeout string) {
+	p, fromEdge := tr.packet(flow)
+	p.slot = slot
+	return p.route(fromEdge), p.until
+}
+
+// Elements are those of a set or map, by key.
+func (tr *Tracer) Elements(name string) map[string]string { return tr.sets[name].elements }
+
+// Chains counts them.
+func (tr *Tracer) Chains() int { return len(tr.chains) }
+
+// remembered copies what packets fill.
+func (tr *Tracer) remembered() map[string]map[string]string {
+	known := map[string]map[string]string{}
+	for name, s := range tr.sets {
+		if strings.Contains(s.spec, "dynamic") {
+			known[name] = maps.Clone(s.elements)
 		}
 	}
-	tr, err := readTable(b.String(), local...)
-	if err != nil {
-		t.Fatal(err)
+	return known
+}
+
+func (tr *Tracer) forget(known map[string]map[string]string) {
+	for name, elements := range known {
+		tr.sets[name].elements = elements
 	}
-	return tr
 }
