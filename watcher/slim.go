@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"reflect"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -68,6 +69,7 @@ func (v *sharedValues) slimEndpointSlice(s *discoveryv1.EndpointSlice) {
 		p := &s.Ports[i]
 		p.Name, p.Protocol, p.Port = v.strings.pointer(p.Name), v.protocols.pointer(p.Protocol), v.ports.pointer(p.Port)
 	}
+	s.Endpoints = slices.Clone(s.Endpoints) // decoding leaves room for as many again
 	for i := range s.Endpoints {
 		v.slimEndpoint(&s.Endpoints[i])
 	}

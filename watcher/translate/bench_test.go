@@ -68,14 +68,25 @@ func BenchmarkTranslate(b *testing.B) {
 	}
 }
 
+// loadBalancers makes LoadBalancer Services of those of a cluster, with an address in spec and status.
+func loadBalancers(c *objects.Cluster) {
+	for i, s := range c.Services {
+		s.Spec.Type, s.Spec.LoadBalancerIP = corev1.ServiceTypeLoadBalancer, podIP(i)
+		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: podIP(i)}}
+	}
+}
+
 // BenchmarkTranslateChange is what a reconcile costs after one EndpointSlice has changed.
 func BenchmarkTranslateChange(b *testing.B) {
-	for _, ingresses := range []bool{false, true} {
+	for _, of := range []string{"NodePort", "LoadBalancer", "Ingress"} {
 		in := largeCluster(10000)
-		if !ingresses {
+		if of != "Ingress" {
 			in[0].Ingresses = nil
 		}
-		b.Run(fmt.Sprintf("services=10000/ingresses=%v", ingresses), func(b *testing.B) {
+		if of == "LoadBalancer" {
+			loadBalancers(&in[0])
+		}
+		b.Run("services=10000/of="+of, func(b *testing.B) {
 			o := Options{Reach: model.ReachPods, Memo: new(Memo)}
 			Translate(in, o)
 			b.ReportAllocs()

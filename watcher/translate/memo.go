@@ -201,6 +201,16 @@ func (m *memory) backend(name objects.Name) (_ *backendService, ok bool) {
 	return o.service.result, true
 }
 
+// statuses is how many Services have one.
+func (m *memory) statuses() (n int) {
+	for _, s := range m.order {
+		if s.result.status != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // A healthAnswer is what a node told at a Service's healthCheckNodePort.
 type healthAnswer struct {
 	node    model.ObjectRef

@@ -19,6 +19,7 @@ const labelServiceProxyName = "service.kubernetes.io/service-proxy-name"
 func (t *translator) services() {
 	t.memory.translate(&t.network, &t.in)
 	t.out.Services = slices.Grow(t.out.Services, len(t.memory.order))
+	t.out.Statuses = slices.Grow(t.out.Statuses, t.memory.statuses())
 	for _, s := range t.memory.order {
 		t.add(s.result)
 	}
@@ -113,7 +114,7 @@ func hasNodePorts(s *corev1.Service) bool {
 // sortServices orders the services of all clusters.
 func sortServices(s *model.Snapshot) {
 	less := func(a, b model.Service) int { return a.Ref.Compare(b.Ref) }
-	if !slices.IsSortedFunc(s.Services, less) { // as it is, but for several clusters
+	if !slices.IsSortedFunc(s.Services, less) { // which it is, but for several clusters
 		slices.SortStableFunc(s.Services, less)
 	}
 }
