@@ -41,7 +41,7 @@ func print(t *testing.T, rs Ruleset) string {
 	if _, err := rs.WriteTo(&b); err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprint(rs.Sets, "\n", b.String())
+	return b.String()
 }
 
 // mutate gives a snapshot that shares with s what did not change.

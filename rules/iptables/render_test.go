@@ -259,7 +259,7 @@ func TestGoldenIsParsed(t *testing.T) {
 					command = "ip6tables-"
 				}
 				for _, s := range rs.Sets {
-					sets += "create " + s.Name + " hash:ip family " + map[plan.Family]string{plan.IPv4: "inet", plan.IPv6: "inet6"}[s.Family] + " timeout 0\n"
+					sets += "create " + s.String() + "\n"
 				}
 				script := "ipset restore <<EOF\n" + sets + "EOF\n" + command + backend + "-restore --noflush --test testdata/" + name + ".rules"
 				cmd := exec.Command("unshare", "--net", "sh", "-ec", script)

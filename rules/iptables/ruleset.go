@@ -26,6 +26,18 @@ type Set struct {
 	Timeout time.Duration
 }
 
+// String is the set as ipset create reads it.
+func (s Set) String() string {
+	family := "inet"
+	if s.Family == plan.IPv6 {
+		family = "inet6"
+	}
+	return fmt.Sprintf("%s hash:ip family %s timeout %d", s.Name, family, seconds(s.Timeout))
+}
+
+// seconds rounds up: a timeout of 0 would be none.
+func seconds(d time.Duration) int { return max(1, int((d+time.Second-1)/time.Second)) }
+
 func (s Set) compare(other Set) int { return cmp.Compare(s.Name, other.Name) }
 
 // A Table holds our chains of one iptables table, ordered by name.
@@ -55,10 +67,13 @@ func (c Chain) Rules() int { return bytes.Count(c.Text, []byte{'\n'}) }
 // Entries is how many entries of a table of ip_tables the chains are: a chain has a head and an end beside its rules.
 func (t Table) Entries() int { return t.Rules() + 2*len(t.Chains) }
 
-// WriteTo prints the rule set as the input of iptables-restore --noflush that makes it from nothing. The jumps from
+// WriteTo prints the rule set as the input of iptables-restore --noflush that makes it from nothing. Sets, and the jumps from
 // the built-in chains, which are made one by one, are there as comments.
 func (r Ruleset) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
+	for _, s := range r.Sets {
+		fmt.Fprintf(&b, "# create %s\n", s)
+	}
 	for _, t := range r.Tables {
 		for _, h := range Hooks {
 			if h.Table == t.Name {

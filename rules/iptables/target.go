@@ -118,7 +118,6 @@ func (r *renderer) slot(c *chain, t *plan.Target, slot int, d model.Destination)
 // stick writes the chain that sends a client to a destination, and remembers it for that long.
 func (r *renderer) stick(t *plan.Target, d model.Destination, timeout time.Duration) {
 	c := r.nat.chain(stickyChain(t, d))
-	seconds := max(1, int((timeout+time.Second-1)/time.Second))
-	c.rule("-j SET --add-set", r.stickySet(t, d), "src --exist --timeout", strconv.Itoa(seconds))
+	c.rule("-j SET --add-set", r.stickySet(t, d), "src --exist --timeout", strconv.Itoa(seconds(timeout)))
 	c.rule("-p", protocol(t.ServicePort.Protocol), dnat(d))
 }
