@@ -23,7 +23,7 @@ func (r *renderer) base() {
 		atAddress.key(r.words)+" vmap @"+services,
 		r.ip+" daddr @"+vips+" return", // no NodePorts are served there
 		r.ip+" daddr @"+held+" return",
-		r.ip+" daddr @"+clusterIPs+" meta l4proto { tcp, udp, sctp } goto refuse",
+		r.ip+" daddr @"+clusterIPs+" goto refuse", // a port that nobody has
 		r.ip+" daddr "+r.unserved+" return",
 		r.ip+" daddr @"+nodePortAddresses+" fib daddr type local "+atNodePort.key(r.words)+" vmap @"+nodePorts)
 	r.chain("refuse", "", "meta l4proto tcp reject with tcp reset", "reject")

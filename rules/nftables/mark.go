@@ -47,24 +47,25 @@ func (m marks) mark(what string, base, step, n uint32) (mark uint32, isNew, ok b
 }
 
 // service is the mark of a Service. What its limits count stays as it was made: other limits are another mark.
-func (m marks) service(o plan.Options, s *model.Service) (mark uint32, isNew bool) {
+func (m marks) service(o plan.Options, s *model.Service) uint32 {
 	var limits model.Limits
 	if s.Limits != nil {
 		limits = *s.Limits
 	}
-	mark, isNew, _ = m.mark(fmt.Sprint("service ", s.Ref, limits), o.Owner()|serviceMark, 1, serviceMark)
-	return mark, isNew
+	mark, _, _ := m.mark(fmt.Sprintf("service %q %q %v", s.Ref.Namespace, s.Ref.Name, limits), o.Owner()|serviceMark, 1, serviceMark)
+	return mark
 }
 
 // port is the mark of a service port; ok is false where there are too many.
 func (m marks) port(o plan.Options, t *plan.Target) (mark uint32, isNew, ok bool) {
-	what := fmt.Sprint("port ", t.Service.Ref, t.ServicePort.Protocol, t.ServicePort.Port)
+	ref, port := t.Service.Ref, t.ServicePort
+	what := fmt.Sprintf("port %q %q %s %d", ref.Namespace, ref.Name, port.Protocol, port.Port)
 	return m.mark(what, o.Owner(), 1<<portShift, serviceMark>>portShift)
 }
 
 // endpoint is the mark of an endpoint of a service port.
 func (m marks) endpoint(port uint32, d model.Destination) uint32 {
-	mark, _, _ := m.mark(fmt.Sprint("endpoint ", port, d.Addr), port+1, 1, endpoints)
+	mark, _, _ := m.mark(fmt.Sprintf("endpoint %d %s", port, d.Addr), port+1, 1, endpoints)
 	return mark
 }
 

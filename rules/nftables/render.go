@@ -128,7 +128,7 @@ func (k *Renderer) Render(p *plan.Plan) Table {
 	k.round++
 	w := wordsOf(p.Family)
 	r := renderer{Plan: p, words: w, Renderer: k, sets: map[string]*Set{}, chains: map[string]Chain{},
-		marks: marks{map[uint32]string{}}, verdicts: map[treatment]string{}}
+		marks: marks{map[uint32]string{}}, verdicts: map[treatment]string{}, ranged: map[*model.Service]bool{}}
 	t := Table{Family: p.Family, Sets: w.sets()}
 	for i := range t.Sets {
 		set := &t.Sets[i]
@@ -154,7 +154,8 @@ type renderer struct {
 	sets     map[string]*Set
 	chains   map[string]Chain
 	marks    marks
-	verdicts map[treatment]string // that lead to the chains of treatments
+	verdicts map[treatment]string    // that lead to the chains of treatments
+	ranged   map[*model.Service]bool // whose source ranges are written
 }
 
 func (r *renderer) add(set, key, value string) {

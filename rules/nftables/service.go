@@ -206,15 +206,16 @@ func destination(d model.Destination) string {
 	return d.Addr.Addr().String() + " . " + strconv.Itoa(int(d.Addr.Port()))
 }
 
-// serviceID is the mark of an entry's Service, whose source ranges it writes.
+// serviceID is the mark of an entry's Service. It writes the source ranges, once for all entries that ask for them.
 func (r *renderer) serviceID(e plan.Entry) string {
-	mark, isNew := r.marks.service(r.Options, e.Service)
-	if isNew && e.Service.SourceRanges != nil {
+	id := hex(r.marks.service(r.Options, e.Service))
+	if e.Restricted && !r.ranged[e.Service] {
+		r.ranged[e.Service] = true
 		for _, p := range r.Sources(e.Target) {
-			r.add(sourceRanges, hex(mark)+" . "+p.String(), "")
+			r.add(sourceRanges, id+" . "+p.String(), "")
 		}
 	}
-	return hex(mark)
+	return id
 }
 
 // rules are those of a treatment's chain. The nat hooks see only the first packet of a connection; conntrack keeps the rest of it
