@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 )
 
@@ -83,8 +84,13 @@ func (r ObjectRef) String() string {
 
 // Compare orders by cluster, kind, namespace, name.
 func (r ObjectRef) Compare(o ObjectRef) int {
-	return cmp.Or(cmp.Compare(r.Cluster, o.Cluster), cmp.Compare(r.Kind, o.Kind),
-		cmp.Compare(r.Namespace, o.Namespace), cmp.Compare(r.Name, o.Name))
+	if c := cmp.Or(strings.Compare(r.Cluster, o.Cluster), strings.Compare(r.Kind, o.Kind)); c != 0 {
+		return c
+	}
+	if c := strings.Compare(r.Namespace, o.Namespace); c != 0 {
+		return c
+	}
+	return strings.Compare(r.Name, o.Name)
 }
 
 // A Reach is how an edge gets to an endpoint.

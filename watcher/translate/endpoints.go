@@ -139,8 +139,10 @@ func endpoints(of []endpointSlice, headless bool, port string, protocol model.Pr
 
 // compareEndpoints orders by address; of one address the best condition comes first.
 func compareEndpoints(a, b model.Endpoint) int {
-	return cmp.Or(a.Addr.Compare(b.Addr), better(a.Ready, b.Ready), better(a.Serving, b.Serving),
-		better(b.Terminating, a.Terminating),
+	if c := a.Addr.Compare(b.Addr); c != 0 {
+		return c // as nearly always
+	}
+	return cmp.Or(better(a.Ready, b.Ready), better(a.Serving, b.Serving), better(b.Terminating, a.Terminating),
 		cmp.Compare(a.Node, b.Node), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Zone, b.Zone),
 		better(a.HintedHere, b.HintedHere), better(a.Hinted, b.Hinted))
 }
