@@ -62,6 +62,14 @@ func (s *site) gates(t *testing.T, more string) []*gate {
 // gatesReaching is gates with another reach.
 func (s *site) gatesReaching(t *testing.T, reach, more string) []*gate {
 	t.Helper()
+	return s.gatesWith(t, func(int) string {
+		return fmt.Sprintf("reach: %s\nl4: {DATAPLANE, externalIPs: [%v, %q], clusterIPs: true%s}\n", reach, external4, external6, more)
+	})
+}
+
+// gatesWith is gates with a configuration of their own, by number, in which DATAPLANE is theirs.
+func (s *site) gatesWith(t *testing.T, config func(i int) string) []*gate {
+	t.Helper()
 	var all []*gate
 	for i, d := range dataplanes {
 		host := fmt.Sprintf("edge-%d", firstGate+i)
@@ -72,9 +80,8 @@ func (s *site) gatesReaching(t *testing.T, reach, more string) []*gate {
 		}
 		before := s.stateOf(t, host)
 		g := &gate{dataplane: d}
-		config := fmt.Sprintf("reach: %s\nstatus: {enabled: false}\nl4: {%s, externalIPs: [%v, %q], clusterIPs: true%s}\n%s", reach, d.config, external4, external6, more, d.more)
 		var err error
-		if g.edge, err = s.start(t, host, config); err != nil {
+		if g.edge, err = s.start(t, host, "status: {enabled: false}\n"+d.more+strings.Replace(config(i), "DATAPLANE", d.config, 1)); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { s.endGate(t, g, before) })
