@@ -23,7 +23,7 @@ var allowed = map[string][]string{
 	"rules/nftables":        {"rules/plan", "watcher/model"},
 	"rules/conntrack":       {"watcher/model"},
 	"rules/scenario":        {"watcher/model"},
-	"rules/nftables/trace":  {"rules/nftables", "rules/plan"},
+	"rules/nftables/trace":  {},
 	"rules/netlab":          {},
 	"gateway":               {"gateway/stream", "gateway/route", "gateway/balance", "watcher/model"},
 	"gateway/stream":        {"gateway/balance", "watcher/model"},
