@@ -215,14 +215,17 @@ func (s *service) healthy(all []model.Destination) []model.Destination {
 	return prefer(all, func(d *model.Destination) bool { return d.Reach == model.ReachPods || s.nodeHealthy(d.Node) })
 }
 
-// nodeHealthy asks a node, and takes note of the answer.
+// nodeHealthy asks a node, once for all ports of the Service, and takes note of the answer.
 func (s *service) nodeHealthy(name string) bool {
-	b := s.result
-	node := model.ObjectRef{Cluster: s.cluster, Kind: "Node", Name: name}
-	if i := slices.IndexFunc(b.asked, func(a healthAnswer) bool { return a.node == node }); i >= 0 {
-		return b.asked[i].healthy // of another port of the Service
+	healthy, asked := s.told[name]
+	if !asked {
+		node := model.ObjectRef{Cluster: s.cluster, Kind: "Node", Name: name}
+		healthy = s.o.NodeHealthy(node, s.result.HealthCheckNodePort)
+		s.result.asked = append(s.result.asked, healthAnswer{node, healthy})
+		if s.told == nil {
+			s.told = map[string]bool{}
+		}
+		s.told[name] = healthy
 	}
-	healthy := s.o.NodeHealthy(node, b.HealthCheckNodePort)
-	b.asked = append(b.asked, healthAnswer{node, healthy})
 	return healthy
 }

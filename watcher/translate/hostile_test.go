@@ -201,3 +201,30 @@ func TestAddressesAndNetworksOfOneServiceAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestNodesAreAskedOnceForAllPorts has as many ports and nodes as one Service can name.
+func TestNodesAreAskedOnceForAllPorts(t *testing.T) {
+	const ports, nodes = 100, 1000
+	c := manyPorts(ports)
+	spec := &c.Services[0].Spec
+	spec.Type, spec.ExternalTrafficPolicy, spec.HealthCheckNodePort = corev1.ServiceTypeLoadBalancer, corev1.ServiceExternalTrafficPolicyLocal, 30900
+	slice := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4, ObjectMeta: *hostile.DeepCopy()}
+	slice.Labels = map[string]string{discoveryv1.LabelServiceName: hostile.Name}
+	for i := range spec.Ports {
+		spec.Ports[i].NodePort = int32(30000 + i)
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: new(spec.Ports[i].Name), Port: new(int32(8080)), Protocol: new(corev1.ProtocolTCP)})
+	}
+	for i := range nodes {
+		name := fmt.Sprint("n", i)
+		c.Nodes = append(c.Nodes, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: corev1.NodeStatus{
+			Addresses:  []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: podIP(100_000 + i)}},
+			Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}})
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{podIP(i)}, NodeName: &name})
+	}
+	c.EndpointSlices = append(c.EndpointSlices, slice)
+	asked := 0
+	s := translateHostile(c, Options{Reach: model.ReachNodes, NodeHealthy: func(model.ObjectRef, uint16) bool { asked++; return asked%2 == 0 }})
+	if got := len(s.Services[0].Ports[ports-1].Destinations); asked != nodes || got != nodes/2 {
+		t.Errorf("%d nodes were asked %d times, and %d are sent to", nodes, asked, got)
+	}
+}

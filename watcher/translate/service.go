@@ -54,6 +54,7 @@ type service struct {
 	slices    []endpointSlice
 	ports     map[listener]bool // that it has so far, if it may have many
 	endpoints int               // of all ports so far
+	told      map[string]bool   // by nodes, whether they have endpoints
 	result    *backendService
 
 	space []model.Endpoint // for those of the slices
