@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"sallyport/rules/netlab"
+	"sallyport/rules/plan"
 	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
@@ -22,6 +23,11 @@ type watched struct {
 	*Kernel
 	log     lockedBuffer
 	changes chan struct{}
+}
+
+// webOfBoth has a VIP of each family.
+func webOfBoth() *model.Snapshot {
+	return dual(scenario.Service("web", "198.51.100.10 2001:db8:2::10", "TCP 80 30001: 10.1.0.2:9376 [fd00:1::2]:9376"))
 }
 
 func (w *watched) tables() *xtables { return w.rules.(*xtables) }
@@ -112,7 +118,7 @@ func TestDrift(t *testing.T) {
 		netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
 		netlab.Serve(t, n.Edge, "0.0.0.0:22", "sshd")
 		w := watch(t, n, b)
-		w.settle(t, n, web(" 10.1.0.2:9376"))
+		w.settle(t, n, webOfBoth())
 		for _, tt := range []struct {
 			name, command string // IPT stands for the command iptables
 			table         string
@@ -129,6 +135,8 @@ func TestDrift(t *testing.T) {
 			{"chain removed", "printf '*filter\n:SALLY-INPUT -\n-D INPUT -j SALLY-INPUT\n-X SALLY-INPUT\nCOMMIT\n' | IPT-restore --noflush", "filter", driftChain},
 			{"restored by another program", "printf '*filter\nCOMMIT\n*nat\nCOMMIT\n' | IPT-restore", "nat", driftHook},
 			{"all tables removed", "nft flush ruleset", "filter", driftHook},
+			{"IPv6 table flushed", "IPT6 -t nat -F", "nat", driftHook},
+			{"IPv6 guard flushed", "IPT6 -F SALLY-GUARD", "filter", driftRules},
 		} {
 			if b == BackendNFT || !strings.HasPrefix(tt.command, "nft") {
 				t.Run(tt.name, func(t *testing.T) { w.drift(t, n, tt.command, tt.table, tt.kind) })
@@ -140,15 +148,19 @@ func TestDrift(t *testing.T) {
 // drift runs a command that does harm, and reconciles when it is noticed.
 func (w *watched) drift(t *testing.T, n *netlab.Network, command, table string, kind driftKind) {
 	b := w.tables().backend()
+	family := plan.IPv4
+	if strings.HasPrefix(command, "IPT6") {
+		family = plan.IPv6
+	}
 	counted := func() float64 {
-		return testutil.ToFloat64(w.metrics.drift.WithLabelValues("IPv4", table, kind.String()))
+		return testutil.ToFloat64(w.metrics.drift.WithLabelValues(family.String(), table, kind.String()))
 	}
 	applied := func() float64 { return testutil.ToFloat64(w.metrics.applies.WithLabelValues("success")) }
 	findings, applies, log := counted(), applied(), len(w.log.String())
 	var want, got string
 	netlab.In(t, n.Edge, func() {
 		want = rulesOf(t, b)
-		netlab.Run(t, "sh", "-c", strings.ReplaceAll(command, "IPT", "iptables-"+string(b)))
+		netlab.Run(t, "sh", "-c", strings.NewReplacer("IPT6", "ip6tables-"+string(b), "IPT", "iptables-"+string(b)).Replace(command))
 	})
 	for got != want || counted() == findings { // a program may do it in several steps, the last of which is told when all is well again
 		select {
@@ -158,7 +170,7 @@ func (w *watched) drift(t *testing.T, n *netlab.Network, command, table string, 
 				table, kind, counted()-findings, got, want)
 		}
 		netlab.In(t, n.Edge, func() {
-			if err := w.Reconcile(context.Background(), web(" 10.1.0.2:9376")); err != nil {
+			if err := w.Reconcile(context.Background(), webOfBoth()); err != nil {
 				t.Fatal(err)
 			}
 			got = rulesOf(t, b)
@@ -211,7 +223,7 @@ func TestNoDrift(t *testing.T) {
 func TestNotificationsLost(t *testing.T) {
 	n := newNetwork(t)
 	w := watch(t, n, BackendNFT)
-	s := web(" 10.1.0.2:9376")
+	s := webOfBoth()
 	w.settle(t, n, s)
 	w.tables().collect(nil, nil)
 	w.settle(t, n, s)

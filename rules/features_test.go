@@ -299,3 +299,37 @@ func TestNoIPv6(t *testing.T) {
 		}
 	})
 }
+
+// TestPrimaryAddress holds that NodePorts are at the address that the default route leaves by, and follow it, and nowhere else.
+func TestPrimaryAddress(t *testing.T) {
+	everyDataplane(t, func(t *testing.T, o Options) {
+		n := newNetwork(t)
+		for _, ip := range netlab.Pods {
+			netlab.Serve(t, n.Node, net.JoinHostPort(ip, "9376"), "pod")
+		}
+		reconcile := startKernel(t, n, o)
+		s := dual(scenario.Service("web", "", "TCP 80 30001: 10.1.0.2:9376 [fd00:1::2]:9376"))
+		at := func(want string, addrs ...string) {
+			t.Helper()
+			for _, a := range addrs {
+				if got := netlab.Ask(t, n.Client, "tcp", net.JoinHostPort(a, "30001")); !strings.HasPrefix(got, want) {
+					t.Errorf("%s: got %s, want %s", a, got, want)
+				}
+			}
+		}
+		netlab.In(t, n.Client, func() {
+			netlab.Run(t, "ip", "route", "add", "10.0.0.0/24", "via", edgeIP)
+			netlab.Run(t, "ip", "route", "add", "fd00::/64", "via", netlab.EdgeIPv6)
+		})
+		reconcile(s)
+		at("pod", edgeIP, netlab.EdgeIPv6)
+		at("refused", "10.0.0.1", "fd00::1")
+		netlab.In(t, n.Edge, func() {
+			netlab.Run(t, "ip", "route", "add", "default", "via", "10.0.0.99")
+			netlab.Run(t, "ip", "route", "add", "default", "via", "fd00::99")
+		})
+		reconcile(s)
+		at("refused", edgeIP, netlab.EdgeIPv6)
+		at("pod", "10.0.0.1", "fd00::1")
+	})
+}

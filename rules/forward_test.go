@@ -75,3 +75,41 @@ func passes(t *testing.T, n *netlab.Network, addr string) bool {
 	})
 	return err == nil
 }
+
+// TestHostStaysHost holds that turning IPv6 forwarding on keeps the default route that a link has from router advertisements, and has
+// it go on to listen to them; that it is not turned on before a Service needs it; and that what was set otherwise stays so.
+func TestHostStaysHost(t *testing.T) {
+	n := newNetwork(t)
+	settings := func() string {
+		return strings.ReplaceAll(netlab.Run(t, "sysctl", "-n", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.default.forwarding", "net.ipv6.conf.front.forwarding",
+			"net.ipv6.conf.front.accept_ra", "net.ipv6.conf.back.accept_ra"), "\n", " ")
+	}
+	netlab.Serve(t, n.Node, "[fd00:1::2]:9376", "pod")
+	reconcile := startKernel(t, n, Options{})
+	netlab.In(t, n.Edge, func() {
+		netlab.Run(t, "sysctl", "-qw", "net.ipv6.conf.back.accept_ra=0")
+		netlab.Run(t, "ip", "-6", "route", "add", "default", "via", netlab.ClientIPv6, "dev", "front", "proto", "ra", "expires", "1000")
+		reconcile(web(" 10.1.0.2:9376"))
+		if got, want := settings(), "0 0 0 1 0 "; got != want {
+			t.Errorf("no Service needs it: got %s, want %s", got, want)
+		}
+		reconcile(dual(scenario.Service("web", "2001:db8:2::10", "TCP 80 0: [fd00:1::2]:9376")))
+		if got, want := settings(), "1 0 0 1 0 "; got != want {
+			t.Errorf("a Service needs it: got %s, want %s", got, want)
+		}
+		if routes := netlab.Run(t, "ip", "-6", "route", "show", "default"); !strings.Contains(routes, "proto ra") {
+			t.Errorf("the default route is gone: %s", routes)
+		}
+	})
+	if got := netlab.Ask(t, n.Client, "tcp", "[2001:db8:2::10]:80"); got != "pod fd00::1" {
+		t.Errorf("VIP: %s", got)
+	}
+	netlab.In(t, n.Edge, func() {
+		if _, err := Cleanup(context.Background(), Options{}); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := settings(), "0 0 0 1 0 "; got != want {
+			t.Errorf("after Cleanup: got %s, want %s", got, want)
+		}
+	})
+}

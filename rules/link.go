@@ -119,12 +119,17 @@ func (k *Kernel) assign(ctx context.Context, here addresses, vips []netip.Addr, 
 	if err != nil {
 		return err
 	}
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE) // one socket for all of them
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer h.Close()
 	var errs []error
 	for _, a := range vips {
 		if has(here.vips, a) {
 			continue
 		}
-		if err := netlink.AddrAdd(link, hostAddr(a)); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := h.AddrAdd(link, hostAddr(a)); err != nil && !errors.Is(err, unix.EEXIST) {
 			k.refuseVIP(s, a, err)
 			errs = append(errs, fmt.Errorf("add %s to link %s: %w", a, k.o.Link, err))
 			continue

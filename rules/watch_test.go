@@ -12,7 +12,8 @@ import (
 func TestWatch(t *testing.T) {
 	n := newNetwork(t)
 	w := watch(t, n, BackendAuto)
-	reconcile := func() { w.settle(t, n, web(" 10.1.0.2:9376")) }
+	reconcile := func() { w.settle(t, n, webOfBoth()) }
+	netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv6.conf.back.keep_addr_on_down=1") }) // as IPv4 does
 	reconcile()
 	for _, tt := range []struct{ why, command string }{
 		{"route removed", "ip route del 10.1.0.0/24"},
@@ -20,6 +21,9 @@ func TestWatch(t *testing.T) {
 		{"link of the nodes' network flaps", "ip link set back down; ip link set back up"},
 		{"link of VIPs removed", "ip link del sally0"},
 		{"forwarding turned off", "sysctl -qw net.ipv4.ip_forward=0"},
+		{"IPv6 route removed", "ip route del fd00:1::/64"},
+		{"IPv6 VIP removed", "ip addr del 2001:db8:2::10/128 dev sally0"},
+		{"IPv6 forwarding turned off", "sysctl -qw net.ipv6.conf.all.forwarding=0"},
 	} {
 		for command := range strings.SplitSeq(tt.command, "; ") {
 			netlab.In(t, n.Edge, func() { netlab.Run(t, strings.Fields(command)...) })
@@ -34,10 +38,13 @@ func TestWatch(t *testing.T) {
 			if routes := netlab.Run(t, "ip", "route"); !strings.Contains(routes, "10.1.0.0/24 via "+nodeIP) {
 				t.Errorf("%s: route is not back:\n%s", tt.why, routes)
 			}
-			if on := netlab.Run(t, "sysctl", "-n", "net.ipv4.ip_forward"); on != "1\n" {
+			if routes := netlab.Run(t, "ip", "-6", "route"); !strings.Contains(routes, "fd00:1::/64 via "+netlab.NodeIPv6) {
+				t.Errorf("%s: IPv6 route is not back:\n%s", tt.why, routes)
+			}
+			if on := netlab.Run(t, "sysctl", "-n", "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"); on != "1\n1\n" {
 				t.Errorf("%s: forwarding is %s", tt.why, on)
 			}
-			if addrs := netlab.Run(t, "ip", "addr", "show", "sally0"); !strings.Contains(addrs, "198.51.100.10/32") {
+			if addrs := netlab.Run(t, "ip", "addr", "show", "sally0"); !strings.Contains(addrs, "198.51.100.10/32") || !strings.Contains(addrs, "2001:db8:2::10/128") {
 				t.Errorf("%s: VIP is not back:\n%s", tt.why, addrs)
 			}
 		})
