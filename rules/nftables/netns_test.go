@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
 	"sallyport/rules/netlab"
@@ -351,7 +352,11 @@ func TestTakeOver(t *testing.T) {
 				}
 				conns = append(conns, conn)
 			}
-			netlab.In(t, l.Edge, func() { netlab.Run(t, "conntrack", "-F") })
+			netlab.In(t, l.Edge, func() {
+				if err := netlink.ConntrackTableFlush(netlink.ConntrackTable); err != nil {
+					t.Fatal(err)
+				}
+			})
 			for i, conn := range conns {
 				if answer := netlab.Exchange(conn); answer != "hello" {
 					t.Errorf("connection %d: got %s, want its echo", i, answer)

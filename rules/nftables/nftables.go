@@ -59,8 +59,8 @@ func New(o Options) (*Dataplane, error) {
 		// knftables is for what is small. Elements are written by ourselves: it would spend a command on each, and would not say
 		// which process makes the change.
 		d.tables[f], err = knftables.New(knftables.Family(wordsOf(f).ip), Name, knftables.NoObjectCommentEmulation)
-		if err != nil {
-			return nil, fmt.Errorf("use nft for %s: %w: %s", f, err, advice)
+		if err != nil && f == plan.IPv4 { // a kernel without IPv6 serves IPv4
+			return nil, fmt.Errorf("use nft: %w: %s", err, advice)
 		}
 	}
 	return d, nil
@@ -159,6 +159,9 @@ func (d *Dataplane) Remove(ctx context.Context) (removed []string, err error) {
 
 // chains lists those of our table; none if there is no table.
 func (d *Dataplane) chains(ctx context.Context, f plan.Family) ([]string, error) {
+	if d.tables[f] == nil {
+		return nil, nil
+	}
 	chains, err := d.tables[f].List(ctx, "chains")
 	if knftables.IsNotFound(err) {
 		return nil, nil
