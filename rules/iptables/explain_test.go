@@ -56,6 +56,13 @@ func TestExplainKnowsFeatures(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 9))
 		s, f := randomSnapshot(r), plan.Families[r.IntN(2)]
+		for i := range s.Services { // no API server gives a NodePort twice
+			for k := range s.Services[i].Ports {
+				if sp := &s.Services[i].Ports[k]; sp.NodePort != 0 {
+					sp.NodePort = uint16(20000 + 200*i + k)
+				}
+			}
+		}
 		o := plan.Options{NodePortAddresses: prefixes("0.0.0.0/0 ::/0"), SourceRangesOnNodePorts: r.IntN(2) == 0, Router: true}
 		tr := tracerOf(t, s, f, o)
 		said := words.Options{EdgeAddresses: addrs(edgeIP + " " + edgeIPv6), NodePortAddresses: o.NodePortAddresses,

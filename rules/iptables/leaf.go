@@ -8,42 +8,67 @@ import (
 	"sallyport/watcher/model"
 )
 
+// inlineRanges is how many source ranges are rules of the leaf itself. More get a tree of their own.
+const inlineRanges = 8
+
 // rulesOf counts what send appends.
-func rulesOf(e plan.Entry) int {
-	switch {
-	case isSpecial(e):
+func (r *renderer) rulesOf(e plan.Entry) int {
+	if r.isSpecial(e) {
 		return 1
-	case isPlain(e.Target):
-		return 1 + plan.Slots(e.Destinations)
-	default:
-		return 2
 	}
+	choices, to := 1, 1
+	if e.Restricted {
+		choices += r.countSources(e.Target) // and one to drop who is outside
+	}
+	if isPlain(e.Target) {
+		to = plan.Slots(e.Destinations)
+	}
+	return choices + to
 }
 
 // isPlain says whether the slots are rules of the chain that chooses one, rather than a tree.
 func isPlain(t *plan.Target) bool { return plan.Slots(t.Destinations) <= plan.PlainSlots }
 
-// send appends the rules that send what matches to one of the target's destinations, or has it refused.
+// send appends the rules that send what matches to one of the target's destinations, or has it refused or dropped.
 //
 // The endpoint is chosen by a hash of the source, which leaves a slot in the mark. The nat table sees only the first packet
 // of a connection; conntrack keeps the rest of it with the same endpoint. Slots are numbered through the chain, so that the
 // mark alone leads to the endpoint: iptables-nft takes its time by the number of matches.
 func (r *renderer) send(c *chain, match string, e plan.Entry, group uint8) {
 	what := comment(e.Service.Ref, e.ServicePort.Name)
-	switch {
-	case isSpecial(e):
+	if r.isSpecial(e) {
 		c.rule(match, what, "-g", specialChain(e, group))
-	case !isPlain(e.Target):
-		c.rule(match, what, r.choose(e.Target, r.sent(e.Service, group), plan.Slots(e.Destinations)))
+		return
+	}
+	first := r.sent(e.Service, group)
+	if isPlain(e.Target) {
+		first += uint32(c.slots)
+	}
+	choose := r.choose(e.Target, first, plan.Slots(e.Destinations))
+	if !e.Restricted {
+		c.rule(match, what, choose)
+		r.toSlots(c, match, e, first)
+		return
+	}
+	for _, from := range r.Sources(e.Target) {
+		c.rule(match, "-s", from.String(), what, choose)
+	}
+	if !r.isClosed(e) {
+		r.toSlots(c, match+" "+isMarked(r.Owner()|verdictSent, sentMask), e, first)
+	}
+	c.rule(match, what, "-m mark ! --mark", markValue(r.Owner()|verdictReject, verdictMask), setMark(r.Owner()|verdictDrop))
+}
+
+// toSlots appends what leads from the mark to the endpoint, the mark of the first slot being given.
+func (r *renderer) toSlots(c *chain, match string, e plan.Entry, first uint32) {
+	if !isPlain(e.Target) {
 		c.rule(match, "-g", slotsChain(e.Target))
-	default:
-		table := plan.Table(e.Destinations)
-		c.rule(match, what, r.choose(e.Target, r.sent(e.Service, group)+uint32(c.slots), len(table)))
-		for _, d := range table {
-			// DNAT to a port wants a protocol.
-			c.rule("-p", protocol(e.Protocol), "-m mark --mark", hexMark(r.sent(e.Service, group)+uint32(c.slots)), dnat(e.Destinations[d]))
-			c.slots++
-		}
+		return
+	}
+	for slot, d := range plan.Table(e.Destinations) {
+		// DNAT to a port wants a protocol.
+		c.rule("-p", protocol(e.Protocol), "-m mark --mark", hexMark(first+uint32(slot)), dnat(e.Destinations[d]))
+		c.slots++
 	}
 }
 

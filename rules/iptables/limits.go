@@ -54,7 +54,7 @@ func (r *renderer) limits(from ...*chain) {
 	}
 	for _, entries := range byProtocol(nodePorts) {
 		by := originalPort{byPort(protocol(entries[0].Protocol))}
-		items := portItems(entries, 0)
+		items := r.portItems(entries, 0)
 		name := "SALLY-LIM-" + string(entries[0].Protocol)
 		root.rule(by.match(items), "-g", name)
 		tree{b: r.filter, name: name, by: by, write: r.limitPort, keep: true}.build(items)
@@ -83,7 +83,7 @@ func (r *renderer) limitAddress(c *chain, it item) {
 		proto := protocol(entries[0].Protocol)
 		name := "SALLY-L" + addressName(it.key.addr(it.bits)) + "-" + proto[:1]
 		c.rule(r.originally(it), "-p", proto, "-g", name)
-		tree{b: r.filter, name: name, by: shortPort{originalPort{byPort(proto)}}, write: r.limitPort}.build(portItems(entries, 0))
+		tree{b: r.filter, name: name, by: shortPort{originalPort{byPort(proto)}}, write: r.limitPort}.build(r.portItems(entries, 0))
 	}
 }
 

@@ -284,10 +284,12 @@ func randomFeatures(r *rand.Rand, svc *model.Service, address func() netip.Addr)
 		svc.ClusterIPs = append(svc.ClusterIPs, address())
 	}
 	if r.IntN(3) == 0 {
-		all := prefixes("192.0.2.0/29 192.0.2.128/25 10.1.0.0/16 203.0.113.7/32 2001:db8:9::/64")
+		all := prefixes("192.0.2.0/29 192.0.2.128/25 10.1.0.0/16 203.0.113.7/32 2001:db8:9::/64 10.2.0.0/16 10.3.0.0/16 10.4.0.0/16 10.5.0.0/16 " +
+			"10.6.0.0/16 10.7.0.0/16 10.8.0.0/16 2001:db8:a::/64")
 		svc.SourceRanges = &model.SourceRanges{}
+		few := 1 + r.IntN(3) // 8 are the most that are inline
 		for _, p := range all {
-			if r.IntN(2) == 0 {
+			if r.IntN(4) < few {
 				svc.SourceRanges.Prefixes = append(svc.SourceRanges.Prefixes, p)
 			}
 		}

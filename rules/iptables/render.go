@@ -115,7 +115,7 @@ func (r *renderer) address(c *chain, it item) {
 	match := "-d " + netip.PrefixFrom(it.key.addr(it.bits), it.bits).String()
 	rules := 0
 	for _, e := range it.entries {
-		rules += rulesOf(e)
+		rules += r.rulesOf(e)
 	}
 	if rules > leafRules {
 		r.ports(c, match, it)
@@ -134,7 +134,7 @@ func (r *renderer) ports(c *chain, match string, it item) {
 		if r.Family == plan.IPv6 {
 			by = shortPort{byPort(proto)}
 		}
-		items := portItems(entries, it.group)
+		items := r.portItems(entries, it.group)
 		c.rule(match, by.match(items), "-g", name)
 		tree{b: r.nat, name: name, by: by, write: r.port, keep: true}.build(items)
 	}
@@ -163,7 +163,7 @@ func (r *renderer) nodePorts() {
 	}
 	for _, entries := range byProtocol(r.NodePorts) {
 		proto := protocol(entries[0].Protocol)
-		items := portItems(entries, 0)
+		items := r.portItems(entries, 0)
 		for _, it := range items {
 			r.prepare(it)
 		}
@@ -190,10 +190,10 @@ func byProtocol(entries []plan.Entry) (parts [][]plan.Entry) {
 // protocol is one as iptables spells it.
 func protocol(p model.Protocol) string { return strings.ToLower(string(p)) }
 
-func portItems(entries []plan.Entry, group uint8) []item {
+func (r *renderer) portItems(entries []plan.Entry, group uint8) []item {
 	items := make([]item, len(entries))
 	for i, e := range entries {
-		items[i] = item{key: portKey(e.Port), bits: 16, rules: rulesOf(e), entries: entries[i : i+1], group: group}
+		items[i] = item{key: portKey(e.Port), bits: 16, rules: r.rulesOf(e), entries: entries[i : i+1], group: group}
 	}
 	return items
 }

@@ -9,8 +9,8 @@ import (
 )
 
 // isSpecial says whether an entry has a chain of its own, for more than the choice of an endpoint.
-func isSpecial(e plan.Entry) bool {
-	return e.Restricted || len(e.Destinations) > 0 && e.Sticky() > 0
+func (r *renderer) isSpecial(e plan.Entry) bool {
+	return e.Restricted && r.countSources(e.Target) > inlineRanges || len(e.Destinations) > 0 && e.Sticky() > 0 && !r.isClosed(e)
 }
 
 // identity tells a service port from all others.
@@ -42,9 +42,9 @@ func (r *renderer) stickySet(t *plan.Target, d model.Destination) string {
 // prepare writes the chains that the entries of an item have to themselves, and counts the rules that send them there.
 func (r *renderer) prepare(it item) (rules int) {
 	for i, e := range it.entries {
-		rules += rulesOf(e)
-		special, plain := isSpecial(e), isPlain(e.Target)
-		if !special && plain {
+		rules += r.rulesOf(e)
+		special, plain := r.isSpecial(e), isPlain(e.Target)
+		if !special && (plain || r.isClosed(e)) {
 			continue
 		}
 		one := item{entries: it.entries[i : i+1], group: it.group}
