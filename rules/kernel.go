@@ -22,16 +22,17 @@ import (
 // It needs CAP_NET_ADMIN, and CAP_NET_RAW for the sockets of iptables-legacy; iptables-legacy also writes
 // /run/xtables.lock, and asks for user id 0.
 type Kernel struct {
-	o       Options
-	log     *slog.Logger
-	metrics metrics
-	stacks  []*stack // the families that this machine has
-	noIPv6  string   // why IPv6 is not among them
-	rules   dataplane
-	isOwn   func(place) bool // the dataplane's rules are there
-	clean   bool             // and nowhere else
-	flows   *conntrack.Tracker
-	sized   bool // the table of connections is
+	o          Options
+	log        *slog.Logger
+	metrics    metrics
+	stacks     []*stack // the families that this machine has
+	noIPv6     string   // why IPv6 is not among them
+	rules      dataplane
+	isOwn      func(place) bool // the dataplane's rules are there
+	clean      bool             // and nowhere else
+	flows      *conntrack.Tracker
+	sized      bool      // the table of connections is
+	plainUntil time.Time // no extras before
 
 	noted    []model.Problem // of the Reconcile that runs
 	problems atomic.Pointer[[]model.Problem]
@@ -109,14 +110,10 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	if s, err = k.withoutTakeovers(s, here); err != nil {
 		return err
 	}
-	plans, err := k.plans(ctx, s, here)
-	if err != nil {
-		return err
+	served, err := k.bring(ctx, k.withoutExtras(s), here)
+	if err != nil && len(served) < len(k.stacks) && k.giveUpExtras(ctx, s, err) {
+		served, err = k.bring(ctx, k.withoutExtras(s), here)
 	}
-	if err := k.withdraw(ctx, here, onLink(plans)); err != nil {
-		return err
-	}
-	served, err := k.program(ctx, s, plans)
 	if len(served) == 0 {
 		return err
 	}
@@ -147,6 +144,18 @@ func (k *Kernel) trackFlows(ctx context.Context, s *model.Snapshot, here address
 
 func servesNodePorts(p *plan.Plan, a netip.Addr) bool {
 	return slices.ContainsFunc(p.NodePortAddresses, func(n netip.Prefix) bool { return n.Contains(a) })
+}
+
+// bring withdraws what goes away and brings about the rest, but for new addresses. It returns the plans that are now in force.
+func (k *Kernel) bring(ctx context.Context, s *model.Snapshot, here addresses) (served []*plan.Plan, err error) {
+	plans, err := k.plans(ctx, s, here)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.withdraw(ctx, here, onLink(plans)); err != nil {
+		return nil, err
+	}
+	return k.program(ctx, s, plans)
 }
 
 // plans are those of the families that this machine has.

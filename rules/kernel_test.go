@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -406,6 +407,45 @@ func TestOtherBackendBroken(t *testing.T) {
 		if got := netlab.Ask(t, n.Client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
 			t.Errorf("got %s", got)
 		}
+	}
+}
+
+// TestNoExtras holds that a Service which asks for what the kernel does not have keeps no other from being served, nor itself.
+func TestNoExtras(t *testing.T) {
+	n := newNetwork(t)
+	real, err := exec.LookPath("iptables-nft-restore")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --version ] && exec %[1]s --version\ncat > %[2]s/input\ngrep -q connlimit %[2]s/input && { echo 'no connlimit' >&2; exit 1; }\n%[1]s \"$@\" < %[2]s/input\n", real, bin)
+	if err := os.WriteFile(filepath.Join(bin, "iptables-nft-restore"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
+	netlab.In(t, n.Edge, func() {
+		k, err := NewKernel(Options{Backend: BackendNFT})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close()
+		s := web(" 10.1.0.2:9376")
+		s.Services[0].Limits = &model.Limits{Total: 7}
+		for range 2 {
+			if err := k.Reconcile(context.Background(), s); err != nil {
+				t.Fatal(err)
+			}
+			if got := fmt.Sprint(k.Problems()); !strings.HasPrefix(got, "[Service default/web: metadata.annotations: its connections are not limited") {
+				t.Errorf("Problems %s", got)
+			}
+		}
+		if ok, bad := testutil.ToFloat64(k.metrics.applies.WithLabelValues("success")), testutil.ToFloat64(k.metrics.applies.WithLabelValues("error")); ok != 1 || bad != 1 {
+			t.Errorf("%v applies and %v errors, want one each", ok, bad)
+		}
+	})
+	if got := netlab.Ask(t, n.Client, "tcp", "198.51.100.10:80"); got != "pod 10.0.0.1" {
+		t.Errorf("VIP: %s", got)
 	}
 }
 
