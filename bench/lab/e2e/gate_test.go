@@ -62,16 +62,16 @@ func (s *site) gates(t *testing.T, more string) []*gate {
 // gatesReaching is gates with another reach.
 func (s *site) gatesReaching(t *testing.T, reach, more string) []*gate {
 	t.Helper()
-	return s.gatesWith(t, func(int) string {
+	return s.gatesWith(t, dataplanes, func(int) string {
 		return fmt.Sprintf("reach: %s\nl4: {DATAPLANE, externalIPs: [%v, %q], clusterIPs: true%s}\n", reach, external4, external6, more)
 	})
 }
 
-// gatesWith is gates with a configuration of their own, by number, in which DATAPLANE is theirs.
-func (s *site) gatesWith(t *testing.T, config func(i int) string) []*gate {
+// gatesWith is gates of some dataplanes with a configuration of their own, by number, in which DATAPLANE is theirs.
+func (s *site) gatesWith(t *testing.T, some []dataplane, config func(i int) string) []*gate {
 	t.Helper()
 	var all []*gate
-	for i, d := range dataplanes {
+	for i, d := range some {
 		host := fmt.Sprintf("edge-%d", firstGate+i)
 		if !d.kernel {
 			s.routePods(t, s.Host(host))
