@@ -141,6 +141,11 @@ func readNumber(path string) (int, error) {
 
 // iptables reads the rules of a family in both backends.
 func (i *inspection) iptables(ctx context.Context, family plan.Family) {
+	if i.o.Dataplane == DataplaneNFTables {
+		i.own[family] = i.otherRules(ctx, BackendNFT, family, "nftables")
+		i.other[family] = i.otherRules(ctx, BackendLegacy, family, "nftables")
+		return
+	}
 	own, err := findFlavour(i.o.Backend, family)
 	if err != nil {
 		i.add(commandOf(family), "%v", err)
@@ -151,36 +156,50 @@ func (i *inspection) iptables(ctx context.Context, family plan.Family) {
 	} else if i.own[family], err = own.dump(ctx); err != nil {
 		i.add(own.command, "The rules cannot be read: %v", err)
 	}
-	b := BackendNFT
-	if own.backend == b {
-		b = BackendLegacy
+	other := BackendNFT
+	if own.backend == other {
+		other = BackendLegacy
 	}
-	other, err := findFlavour(b, family)
-	if err != nil {
-		return // not installed
-	}
-	if i.other[family], err = other.dump(ctx); err != nil {
-		i.add(other.command, "The rules cannot be read: %v", err)
-	}
-	i.otherRules(other, own)
+	i.other[family] = i.otherRules(ctx, other, family, own.command)
 	i.early(own)
 }
 
-// otherRules reports rules of the other backend: the kernel asks both, and what one drops is dropped.
-func (i *inspection) otherRules(f, own flavour) {
-	d := i.other[f.family]
+// otherRules reads and reports rules of a backend that Sallyport does not use, but own: the kernel asks both, and what one drops is
+// dropped. What is not installed holds none.
+func (i *inspection) otherRules(ctx context.Context, b Backend, family plan.Family, own string) dump {
+	f, err := findFlavour(b, family)
+	if err != nil {
+		return nil
+	}
+	d, err := f.dump(ctx)
+	if err != nil {
+		i.add(f.command, "The rules cannot be read: %v", err)
+	}
 	count, tables := d.foreign()
 	if count > 0 {
 		i.add(f.command, "%d rules in %s: the kernel asks them beside those of %s, and what either drops is dropped. See %s-save.",
-			count, strings.Join(tables, ", "), own.command, f.command)
+			count, strings.Join(tables, ", "), own, f.command)
 	}
-	first, next := iptables.Accepting("FORWARD", i.o.Options)
-	if d.policy("filter", "FORWARD") == "DROP" && !d.holds("filter", first, next) {
-		i.add(f.command, "The policy of FORWARD is DROP, which Sallyport's rules in the other backend cannot overrule. Let its connections pass:\n"+
-			"%s -I %s\n%s -I %s", f.command, first, f.command, next)
+	if d.policy("filter", "FORWARD") == "DROP" {
+		i.acceptForward(f, d)
 	}
 	if d.policy("filter", "INPUT") == "DROP" {
 		i.openPorts(f.command, "The policy of INPUT is DROP.", f.command+openInput, ",")
+	}
+	return d
+}
+
+// acceptForward says how a backend that Sallyport does not use lets its connections pass. With nftables, they are known by
+// their connmark from the first packet on.
+func (i *inspection) acceptForward(f flavour, d dump) {
+	first, next := iptables.Accepting("FORWARD", i.o.Options)
+	rules := []string{first, next}
+	if i.o.Dataplane == DataplaneNFTables {
+		rules = rules[1:]
+	}
+	if !d.holds("filter", rules...) {
+		i.add(f.command, "The policy of FORWARD is DROP, which Sallyport's rules elsewhere cannot overrule. Let its connections pass:\n%s",
+			f.command+" -I "+strings.Join(rules, "\n"+f.command+" -I "))
 	}
 }
 
@@ -262,11 +281,18 @@ func (i *inspection) firewalls() {
 			"firewall-cmd --permanent --add-port=%s/tcp && firewall-cmd --reload", "/tcp --add-port=")
 	}
 	if i.has("ufw") {
-		i.openPorts("ufw", "Active. NodePorts and VIPs are accepted before its rules, so they need nothing.", "ufw allow proto tcp to any port %s", ",")
+		pass := "NodePorts and VIPs are accepted before its rules, so they need nothing."
+		if i.o.Dataplane == DataplaneNFTables {
+			pass = "NodePorts and VIPs need what is said of FORWARD."
+		}
+		i.openPorts("ufw", "Active. "+pass, "ufw allow proto tcp to any port %s", ",")
 	}
 	if i.has("DOCKER") {
-		i.add("docker", "Active. It turns forwarding on and sets the policy of FORWARD to DROP. Sallyport's connections are accepted before that, "+
-			"and DOCKER-USER is not asked about them.")
+		pass := "Sallyport's connections are accepted before that, and DOCKER-USER is not asked about them."
+		if i.o.Dataplane == DataplaneNFTables {
+			pass = "Sallyport's connections have to be accepted there, or in DOCKER-USER."
+		}
+		i.add("docker", "Active. It turns forwarding on and sets the policy of FORWARD to DROP. %s", pass)
 	}
 	if i.has("KUBE-") || i.has("cali-") || i.has("CILIUM_") {
 		i.add("kubernetes", "This machine looks like a node of a cluster (chains KUBE-, cali- or CILIUM_). An edge cannot be a node of the cluster that it serves.")

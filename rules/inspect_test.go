@@ -3,6 +3,7 @@ package rules
 import (
 	"context"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 
@@ -24,7 +25,7 @@ func TestInspect(t *testing.T) {
 		{"strict on two links", "sysctl -qw net.ipv4.conf.front.rp_filter=1 net.ipv4.conf.back.rp_filter=1", "rp_filter", "", "rp_filter"},
 		{"other backend drops", "iptables-legacy -P FORWARD DROP; iptables-legacy -A INPUT -p tcp -j ACCEPT; iptables-legacy -P INPUT DROP",
 			"iptables-legacy iptables-legacy iptables-legacy",
-			"iptables-legacy -I FORWARD -m mark --mark 0x53100000/0xfff00000 -j ACCEPT; iptables-legacy -I FORWARD -m connmark --mark 0x53000000/0xff000000 -j ACCEPT; " +
+			"iptables-legacy -I FORWARD -m mark --mark 0x53100000/0xffb00000 -j ACCEPT; iptables-legacy -I FORWARD -m connmark --mark 0x53000000/0xff000000 -j ACCEPT; " +
 				"iptables-legacy -I INPUT -p tcp -m multiport --dports 80,443 -j ACCEPT",
 			"iptables-legacy iptables-legacy"},
 		{"policies", "iptables-nft -P FORWARD DROP; iptables-nft -P INPUT DROP", "FORWARD INPUT",
@@ -34,7 +35,7 @@ func TestInspect(t *testing.T) {
 			"PREROUTING", "", "PREROUTING"},
 		{"nftables", "nft add table inet filter; nft add chain inet filter forward '{ type filter hook forward priority 0; policy drop; }'; " +
 			"nft add chain inet filter input '{ type filter hook input priority 0; policy drop; }'", "nftables nftables",
-			"nft insert rule inet filter forward meta mark and 0xfff00000 == 0x53100000 accept; nft insert rule inet filter forward ct mark and 0xff000000 == 0x53000000 accept; " +
+			"nft insert rule inet filter forward meta mark and 0xffb00000 == 0x53100000 accept; nft insert rule inet filter forward ct mark and 0xff000000 == 0x53000000 accept; " +
 				"nft insert rule inet filter input tcp dport { 80, 443 } accept", "nftables nftables"},
 		{"accepting nftables", "nft add table inet x; nft add chain inet x forward '{ type filter hook forward priority 0; policy accept; }'", "", "", ""},
 		{"firewalld", "nft add table inet firewalld; nft add chain inet firewalld filter_INPUT '{ type filter hook input priority 10; policy drop; }'", "firewalld",
@@ -69,6 +70,49 @@ func TestInspect(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestInspectNFTables holds that what drops forwarded packets is told with what lets connections pass to a pod.
+func TestInspectNFTables(t *testing.T) {
+	n := newNetwork(t)
+	for _, ip := range netlab.Pods {
+		netlab.Serve(t, n.Node, net.JoinHostPort(ip, "9376"), "pod")
+	}
+	startKernel(t, n, Options{Dataplane: DataplaneNFTables})(webOfBoth())
+	to := []string{"198.51.100.10:80", "[2001:db8:2::10]:80"}
+	netlab.In(t, n.Edge, func() {
+		for _, command := range []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"} {
+			netlab.Run(t, command, "-P", "FORWARD", "DROP")
+		}
+	})
+	for _, addr := range to {
+		if got := netlab.Ask(t, n.Client, "tcp", addr); strings.HasPrefix(got, "pod") {
+			t.Errorf("%s: %s, though it is dropped", addr, got)
+		}
+	}
+	netlab.In(t, n.Edge, func() {
+		findings, err := Inspect(context.Background(), Options{Dataplane: DataplaneNFTables})
+		if err != nil {
+			t.Fatal(err)
+		}
+		commands := 0
+		for _, f := range findings {
+			for i, line := range strings.Split(f.Message, "\n") {
+				if i > 0 && strings.Contains(f.Subject, "tables") {
+					netlab.Run(t, strings.Fields(line)...)
+					commands++
+				}
+			}
+		}
+		if commands != 4 {
+			t.Errorf("%d commands, want one for each family and backend: %v", commands, findings)
+		}
+	})
+	for _, addr := range to {
+		if got := netlab.Ask(t, n.Client, "tcp", addr); !strings.HasPrefix(got, "pod") {
+			t.Errorf("%s after the commands that are advised: %s", addr, got)
+		}
 	}
 }
 
