@@ -55,29 +55,37 @@ func features() *model.Snapshot {
 
 // groupOptions have one group, with addresses of both families.
 func groupOptions() plan.Options {
-	o := testOptions
-	o.NodePortAddresses = prefixes("0.0.0.0/0 ::/0")
+	o := everywhere()
 	o.Groups = []plan.Group{{Name: "a", SNATAddresses: []plan.Range{addrRange("10.0.0.100", "10.0.0.103"), addrRange("2001:db8:b::100", "2001:db8:b::100")},
 		NodesGateway: addrs("10.0.0.1 2001:db8:b::1")}}
 	return o
 }
 
+// A flowTest is what becomes of a flow, by the rules for features.
+type flowTest struct {
+	why  string
+	o    plan.Options
+	flow string
+	want string
+}
+
+func (tt flowTest) run(t *testing.T) {
+	if got := fateIn(t, features(), tt.o, tt.flow); got != tt.want {
+		t.Errorf("%s\ngot  %s\nwant %s", tt.flow, got, tt.want)
+	}
+}
+
+// everywhere serves NodePorts at all addresses.
+func everywhere() plan.Options {
+	o := testOptions
+	o.NodePortAddresses = prefixes("0.0.0.0/0 ::/0")
+	return o
+}
+
 func TestFeatures(t *testing.T) {
-	plain := testOptions
-	plain.NodePortAddresses = prefixes("0.0.0.0/0 ::/0")
-	rangesToo := plain
+	plain, rangesToo, groups := everywhere(), everywhere(), groupOptions()
 	rangesToo.SourceRangesOnNodePorts = true
-	groups := groupOptions()
-	keep := groups
-	keep.ReturnPath = plan.ReturnEdge
-	keepAlone := plain
-	keepAlone.ReturnPath, keepAlone.SNAT = plan.ReturnEdge, plan.SNATNever
-	for _, tt := range []struct {
-		why  string
-		o    plan.Options
-		flow string
-		want string
-	}{
+	for _, tt := range []flowTest{
 		{"IPv6 VIP", plain, "2001:db8:9::9 -> tcp [2001:db8:5::10]:80", "[2001:db8:1::2]:9376 [2001:db8:1::3]:9376 masq"},
 		{"IPv6 VIP from the edge", plain, "edge -> tcp [2001:db8:5::10]:80", "[2001:db8:1::2]:9376 [2001:db8:1::3]:9376 masq"},
 		{"IPv6 NodePort", plain, "2001:db8:9::9 -> tcp [2001:db8:e::1]:30001", "[2001:db8:1::2]:9376 [2001:db8:1::3]:9376 masq"},
@@ -120,6 +128,17 @@ func TestFeatures(t *testing.T) {
 		{"cluster IP, IPv6", plain, "2001:db8:9::9 -> tcp [fd00::10]:80", "[2001:db8:1::9]:80 masq"},
 		{"cluster IP, with groups", groups, "192.0.2.9 -> tcp 10.96.0.10:80", "10.1.0.9:80 masq"},
 		{"weights", plain, "192.0.2.9 -> tcp 198.51.100.50:80", "10.0.0.11:30050 10.0.0.12:30050 masq"},
+	} {
+		t.Run(tt.why, tt.run)
+	}
+}
+
+// TestSourceAddresses follows what replaces the source addresses of connections, and what guards the replacements.
+func TestSourceAddresses(t *testing.T) {
+	plain, groups, keep, keepAlone := everywhere(), groupOptions(), groupOptions(), everywhere()
+	keep.ReturnPath = plan.ReturnEdge
+	keepAlone.ReturnPath, keepAlone.SNAT = plan.ReturnEdge, plan.SNATNever
+	for _, tt := range []flowTest{
 		{"group", groups, "192.0.2.9 -> tcp 198.51.100.10:80", "10.1.0.2:9376 10.1.0.3:9376 snat 10.0.0.100-10.0.0.103"},
 		{"group, chain of its own", groups, "192.0.2.9 -> tcp 198.51.100.40:80", "10.1.0.7:80 10.1.0.8:80 snat 10.0.0.100-10.0.0.103"},
 		{"group, tree of slots", groups, "192.0.2.9 -> udp 198.51.100.30:53", sorted(strings.TrimSpace(scenario.Destinations(12))) + " snat 10.0.0.100-10.0.0.103"},
@@ -148,11 +167,7 @@ func TestFeatures(t *testing.T) {
 		{"source kept, no groups, of a pod", keepAlone, "10.1.0.2 -> tcp 198.51.100.10:80", "10.1.0.2:9376 10.1.0.3:9376 masq"},
 		{"source replaced, answer without state, to others", plain, "MIDSTREAM 10.1.0.2:9376 -> tcp 192.0.2.9:40000", "not ours"},
 	} {
-		t.Run(tt.why, func(t *testing.T) {
-			if got := fateIn(t, features(), tt.o, tt.flow); got != tt.want {
-				t.Errorf("%s\ngot  %s\nwant %s", tt.flow, got, tt.want)
-			}
-		})
+		t.Run(tt.why, tt.run)
 	}
 }
 
