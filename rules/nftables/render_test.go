@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -244,6 +245,14 @@ func TestSticky(t *testing.T) {
 			t.Errorf("again, by UDP: got %s, want one destination", got)
 		}
 	}
+}
+
+// TestExtremes has Services ask for more than nft takes: they must not keep it from taking the rest.
+func TestExtremes(t *testing.T) {
+	s := features()
+	s.Services[2].Affinity.Timeout = math.MaxInt64
+	s.Services[4].Limits = &model.Limits{NewPerSecond: math.MaxUint32, PerClient: math.MaxUint32, Total: math.MaxUint32}
+	newKernel(t).apply(t, plan.New(s, plan.IPv4, testOptions))
 }
 
 // TestStickyForgets has the endpoint of a client go: it gets one of the others, and keeps that.

@@ -65,10 +65,11 @@ func (r *renderer) client() string {
 	return "jhash ip6 saddr mod 4294967295 seed " + hex(r.HashSeed)
 }
 
-// seconds spells a duration, rounded up; 0 is nothing.
+// maxTimeout is the most that the API takes (core/v1 ClientIPConfig.timeoutSeconds). nft refuses what is much more.
+const maxTimeout = 24 * time.Hour
+
+// seconds spells a timeout, rounded up.
 func seconds(d time.Duration) string {
-	if d <= 0 {
-		return ""
-	}
+	d = min(d, maxTimeout)
 	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10) + "s"
 }
