@@ -11,8 +11,9 @@ import (
 const (
 	// maxRate is the most that hashlimit counts in a second (XT_HASHLIMIT_SCALE_v2).
 	maxRate = 1_000_000
-	// maxClients is how many clients are told apart. Where there are more at a time, new ones are dropped.
-	maxClients = "262144"
+	// clientTable sizes what tells clients apart: 16 KiB for a Service, and 262,144 clients in 2 s. Where there are more, new ones are
+	// dropped. After 2 s a client has all of its burst again, so that it need not be known any longer.
+	clientTable = "--hashlimit-htable-size 2048 --hashlimit-htable-max 262144 --hashlimit-htable-expire 2000"
 
 	limitsRoot = "SALLY-LIMITS"
 )
@@ -120,7 +121,7 @@ func (r *renderer) limit(s *model.Service) {
 	if l.NewPerSecond != 0 {
 		rate := strconv.Itoa(int(min(l.NewPerSecond, maxRate)))
 		c.rule("-m hashlimit --hashlimit-above", rate+"/sec --hashlimit-burst", rate, "--hashlimit-mode srcip --hashlimit-srcmask", r.clientMask,
-			"--hashlimit-htable-max", maxClients, "--hashlimit-name", Prefix+digest(digestLength, s.Ref.Namespace, s.Ref.Name, rate), "-j DROP")
+			clientTable, "--hashlimit-name", Prefix+digest(digestLength, s.Ref.Namespace, s.Ref.Name, rate), "-j DROP")
 	}
 	if l.PerClient != 0 {
 		c.rule("-m connlimit --connlimit-above", strconv.Itoa(int(l.PerClient)), "--connlimit-mask", r.clientMask, "--connlimit-saddr -j DROP")

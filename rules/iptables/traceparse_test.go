@@ -81,6 +81,7 @@ func parseMatch(module, option, value string) (func(*tracePacket) bool, error) {
 	case "connlimit --connlimit-above":
 		return func(p *tracePacket) bool { return p.beyond == "connections" }, nil
 	case "hashlimit --hashlimit-burst", "hashlimit --hashlimit-mode", "hashlimit --hashlimit-srcmask", "hashlimit --hashlimit-htable-max",
+		"hashlimit --hashlimit-htable-size", "hashlimit --hashlimit-htable-expire",
 		"hashlimit --hashlimit-name", "connlimit --connlimit-mask", "connlimit --connlimit-saddr":
 		return func(*tracePacket) bool { return true }, nil
 	case "mark --mark":
