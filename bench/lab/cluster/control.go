@@ -12,13 +12,13 @@ import (
 )
 
 const (
-	// ServiceCIDR and ServiceCIDR6 are the ranges of ClusterIPs; a Service that does not ask otherwise has IPv4 alone. All
-	// labs have the same: they are seen inside a lab's hosts only.
-	ServiceCIDR  = "10.96.0.0/16"
+	// ServiceCIDR is the range of IPv4 ClusterIPs. All labs have the same: it is seen inside a lab's hosts only.
+	ServiceCIDR = "10.96.0.0/16"
+	// ServiceCIDR6 is the range of IPv6 ClusterIPs, which a Service gets that asks for them.
 	ServiceCIDR6 = "fd5a:96::/112"
-	// PodCIDR and PodCIDR6 are the ranges of pod IPs; each node gets a /24 and a /64 of them, each pod an address of both.
-	// All labs have the same.
-	PodCIDR  = "10.244.0.0/16"
+	// PodCIDR is the range of IPv4 pod IPs; each node gets a /24 of it. All labs have the same.
+	PodCIDR = "10.244.0.0/16"
+	// PodCIDR6 is the range of IPv6 pod IPs; each node gets a /64 of it, and each pod an address of both families.
 	PodCIDR6 = "fd5a:244::/56"
 
 	serviceCIDRs = ServiceCIDR + "," + ServiceCIDR6

@@ -183,7 +183,7 @@ func udpFromBefore(t *testing.T, s *site, gates []*gate) {
 	ns := s.webPods(t, 1)
 	vips := s.vips(75)
 	svc := s.loadBalancer("early", vips, "", "ports: [{protocol: UDP, port: 8000, targetPort: serve-udp}]")
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, _ *gate) {
 		for _, vip := range vips {
 			flow := s.caller().udpFlow(t, netip.AddrPortFrom(vip, 8000))
 			eventually(t, func() error {

@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -10,9 +8,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"sallyport/bench/lab/cluster"
-	"sallyport/bench/lab/network"
 )
 
 // TestServicePolicies goes through who may connect, to which of the endpoints, and how often.
@@ -87,7 +82,7 @@ func sourceRangesOfOneFamily(t *testing.T, s *site, gates []*gate) {
 	ns := s.webPods(t, 1)
 	vips := s.vips(65)
 	s.Apply(t, ns, s.loadBalancer("lb", vips, "", `loadBalancerSourceRanges: ["0.0.0.0/0"], ports: [{port: 8000, targetPort: serve}]`))
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, _ *gate) {
 		eventually(t, func() error {
 			return errors.Join(s.caller().wantPods(netip.AddrPortFrom(vips[0], 8000), 1), s.caller().wantDropped(netip.AddrPortFrom(vips[1], 8000)))
 		})
@@ -104,7 +99,7 @@ func manySourceRanges(t *testing.T, s *site, gates []*gate) {
 	}
 	list = append(list, prefixes(callers[0][0], callers[1][0]))
 	s.Apply(t, ns, s.loadBalancer("lb", vips, "", "loadBalancerSourceRanges: ["+strings.Join(list, ", ")+"], ports: [{port: 8000, targetPort: serve}]"))
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, _ *gate) {
 		for i, vip := range vips {
 			to := netip.AddrPortFrom(vip, 8000)
 			eventually(t, func() error { return errors.Join(callers[i][0].wantPods(to, 1), callers[i][1].wantDropped(to)) })
@@ -240,127 +235,6 @@ func idle(t *testing.T, d time.Duration) {
 	}
 }
 
-// limited is a Service with a limit by annotation.
-func (s *site) limited(t *testing.T, annotation string, vips []netip.Addr) {
-	t.Helper()
-	ns := s.webPods(t, 1)
-	s.Apply(t, ns, s.loadBalancer("lb", vips, ", sallyport.io/"+annotation, "ports: [{port: 8000, targetPort: serve}]"))
-}
-
-// burst opens n connections at once and returns those by which a request was answered. They stay open.
-func (c caller) burst(t *testing.T, to netip.AddrPort, n int) []*session {
-	t.Helper()
-	results := make(chan *session)
-	for range n {
-		go func() {
-			conn, err := c.dial(t.Context(), "tcp", to)
-			if err != nil {
-				results <- nil
-				return
-			}
-			one := &session{conn, bufio.NewReader(conn)}
-			if _, err := one.hostname(); err != nil {
-				conn.Close()
-				one = nil
-			}
-			results <- one
-		}()
-	}
-	var open []*session
-	for range n {
-		if one := <-results; one != nil {
-			open = append(open, one)
-			t.Cleanup(func() { _ = one.Close() }) // closed already, or not
-		}
-	}
-	return open
-}
-
-func closeAll(sessions []*session) {
-	for _, one := range sessions {
-		one.Close()
-	}
-}
-
-// stranger is a client that shares nothing with the others, of the family of to: no address, and in IPv6 no /64.
-func (s *site) stranger(t *testing.T, g *gate, to netip.Addr) caller {
-	t.Helper()
-	addr := netip.MustParseAddr("2001:db8:ffff::1")
-	if to.Is4() {
-		addr = netip.MustParseAddr("203.0.113.1")
-	}
-	s.hold(t, s.client(), network.ClientsLink, addr)
-	s.route(t, g.host, netip.PrefixFrom(addr, addr.BitLen()), s.client().Addr, s.client().Addr6)
-	return caller{s.client(), addr}
-}
-
-// asks is nil if a request of the caller is answered.
-func (c caller) asks(to netip.AddrPort) error {
-	_, err := c.get(to, "/hostname")
-	return err
-}
-
-func limitNew(t *testing.T, s *site, gates []*gate) {
-	vips := s.vips(70)
-	s.limited(t, `limit-new-connections: "5"`, vips)
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
-		for _, vip := range vips {
-			one, other, to := s.caller(), s.stranger(t, g, vip), netip.AddrPortFrom(vip, 8000)
-			eventually(t, func() error { return other.asks(to) })
-			if got := len(one.burst(t, to, 30)); got < 3 || got > 15 { // 5 at once, and 5 a second while the others try again
-				t.Errorf("%v: of 30 connections at once %d came about, with a limit of 5 a second", to, got)
-			}
-			if err := other.asks(to); err != nil {
-				t.Errorf("%v: another client pays for it: %v", to, err)
-			}
-			eventually(t, func() error { return one.asks(to) })
-		}
-	})
-}
-
-func limitPerClient(t *testing.T, s *site, gates []*gate) {
-	vips := s.vips(71)
-	s.limited(t, `limit-connections-per-client: "3"`, vips)
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
-		for _, vip := range vips {
-			one, other, to := s.caller(), s.stranger(t, g, vip), netip.AddrPortFrom(vip, 8000)
-			eventually(t, func() error { return other.asks(to) })
-			open := one.burst(t, to, 10)
-			if len(open) != 3 {
-				t.Errorf("%v: a client has %d connections, with a limit of 3", to, len(open))
-			}
-			if err := other.asks(to); err != nil {
-				t.Errorf("%v: another client pays for it: %v", to, err)
-			}
-			closeAll(open)
-			cluster.Eventually(t, forgotten, func() error { return one.asks(to) })
-		}
-	})
-}
-
-// forgotten is when the kernel no longer counts a connection that was closed.
-const forgotten = 20 * time.Second
-
-// limitTotal counts the connections of both families together.
-func limitTotal(t *testing.T, s *site, gates []*gate) {
-	vips := s.vips(72)
-	s.limited(t, `limit-connections: "4"`, vips)
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
-		to, to6 := netip.AddrPortFrom(vips[0], 8000), netip.AddrPortFrom(vips[1], 8000)
-		eventually(t, func() error { return errors.Join(s.caller().asks(to), s.caller().asks(to6)) })
-		var open []*session
-		cluster.Eventually(t, forgotten, func() error { // those of before are counted until they are forgotten
-			closeAll(open)
-			if open = s.caller().burst(t, to, 10); len(open) != 4 {
-				return fmt.Errorf("%v: there are %d connections, with a limit of 4", to, len(open))
-			}
-			return nil
-		})
-		closeAll(open)
-		cluster.Eventually(t, forgotten, func() error { return s.caller().asks(to6) })
-	})
-}
-
 // onNode is a Deployment whose pods are all on one node.
 func onNode(name, node string, replicas int) string {
 	return strings.Replace(pods(name, replicas, 8080), "    spec:\n      terminationGracePeriodSeconds", "    spec:\n      nodeSelector: {kubernetes.io/hostname: "+node+"}\n      terminationGracePeriodSeconds", 1)
@@ -423,95 +297,4 @@ func terminatingEndpoints(t *testing.T, s *site, gates []*gate) {
 	s.WaitReady(t, ns, "ready", 1)
 	s.wantNodePort(t, gates, 30116, 1)
 	s.Kubectl(t, "delete", "pods", "-n", ns, "-l", "pods=slow", "--force", "--grace-period=0")
-}
-
-// TestReachNodes sends connections to nodes, which alone know where the pods are.
-func TestReachNodes(t *testing.T) {
-	s := theSite(t)
-	gates := s.gatesReaching(t, "nodes", "")
-	for _, tt := range []struct {
-		name string
-		run  func(*testing.T, *site, []*gate)
-	}{
-		{"both families", func(t *testing.T, s *site, gates []*gate) {
-			ns := s.twoNodes(t, 1, 2)
-			s.Apply(t, ns, service("plain", "type: NodePort, ports: [{port: 80, targetPort: serve, nodePort: 30117}]"))
-			s.wantNodePort(t, gates, 30117, 3)
-		}},
-		{"Local", localNodes},
-		{"Local by weight", localWeights},
-		{"a node that says it is not healthy", unhealthyNode},
-		{"excluded node", excludedNode},
-	} {
-		t.Run(tt.name, func(t *testing.T) { tt.run(t, s, gates) })
-	}
-}
-
-const local = "type: NodePort, externalTrafficPolicy: Local, ports: [{port: 80, targetPort: serve, nodePort: %d}]"
-
-// localNodes leaves out the node that would drop what comes.
-func localNodes(t *testing.T, s *site, gates []*gate) {
-	ns := s.twoNodes(t, 2, 0)
-	s.Apply(t, ns, service("local", fmt.Sprintf(local, 30118)))
-	s.wantNodePort(t, gates, 30118, 2)
-	s.Scale(t, ns, "second", 1)
-	s.wantNodePort(t, gates, 30118, 3)
-	s.Scale(t, ns, "first", 0)
-	s.wantNodePort(t, gates, 30118, 1)
-}
-
-// localWeights gives a node with three pods three times the connections of one with one pod.
-func localWeights(t *testing.T, s *site, gates []*gate) {
-	ns := s.twoNodes(t, 3, 1)
-	s.Apply(t, ns, service("local", fmt.Sprintf(local, 30119)))
-	s.wantNodePort(t, gates, 30119, 4)
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
-		for _, addr := range g.addrs() {
-			const asked = 300
-			second := 0
-			for range asked {
-				name, err := s.caller().get(netip.AddrPortFrom(addr, 30119), "/hostname")
-				if err != nil {
-					t.Fatal(err)
-				}
-				if strings.HasPrefix(name, "second-") {
-					second++
-				}
-			}
-			if second < asked/8 || second > asked*3/8 { // 5 standard deviations around a quarter
-				t.Errorf("%v: one pod of four on a node of its own has %d of %d connections, want a quarter", addr, second, asked)
-			}
-		}
-	})
-}
-
-// unhealthyNode stops the program that answers at healthCheckNodePort, and not the one that forwards.
-func unhealthyNode(t *testing.T, s *site, gates []*gate) {
-	ns := s.twoNodes(t, 1, 2)
-	s.Apply(t, ns, s.loadBalancer("local", s.vips(73), "", "externalTrafficPolicy: Local, ports: [{port: 80, targetPort: serve, nodePort: 30120}]"))
-	s.wantNodePort(t, gates, 30120, 3)
-	if err := s.StopProgram("kube-proxy@node-1"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := s.StartNode(ctx, "node-1"); err != nil {
-			t.Error(err)
-		}
-	})
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
-		cluster.Eventually(t, 20*time.Second, func() error {
-			return everywhere(g.addrs(), 30120, func(to netip.AddrPort) error { return s.caller().wantPods(to, 2) })
-		})
-	})
-}
-
-func excludedNode(t *testing.T, s *site, gates []*gate) {
-	ns := s.twoNodes(t, 1, 2)
-	s.Apply(t, ns, service("local", fmt.Sprintf(local, 30121)))
-	s.wantNodePort(t, gates, 30121, 3)
-	s.whileSet(t, []string{"label", "node/node-2", "node.kubernetes.io/exclude-from-external-load-balancers=true"},
-		[]string{"label", "node/node-2", "node.kubernetes.io/exclude-from-external-load-balancers-"}, func() { s.wantNodePort(t, gates, 30121, 1) })
-	s.wantNodePort(t, gates, 30121, 3)
 }

@@ -45,7 +45,7 @@ func TestSCTP(t *testing.T) {
 	s.Apply(t, ns, sctpPods(3)+s.loadBalancer("sctp", vips, "", ports))
 	s.WaitReady(t, ns, "sctp", 3)
 	var clusterIPs []netip.Addr
-	for _, ip := range strings.Fields(s.Kubectl(t, "get", "service/sctp", "-n", ns, "-o", "jsonpath={.spec.clusterIPs[*]}")) {
+	for ip := range strings.FieldsSeq(s.Kubectl(t, "get", "service/sctp", "-n", ns, "-o", "jsonpath={.spec.clusterIPs[*]}")) {
 		clusterIPs = append(clusterIPs, netip.MustParseAddr(ip))
 	}
 	want := func(check func(netip.AddrPort) error) {

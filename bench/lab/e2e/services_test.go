@@ -159,7 +159,7 @@ func withoutSelector(t *testing.T, s *site, gates []*gate) {
 	s.wantNodePortRefused(t, gates, 30106)
 	for i, family := range []string{"IPv4", "IPv6"} {
 		var endpoints []string
-		for _, ip := range strings.Fields(s.Kubectl(t, "get", "pods", "-n", ns, "-o", fmt.Sprintf("jsonpath={.items[*].status.podIPs[%d].ip}", i))) {
+		for ip := range strings.FieldsSeq(s.Kubectl(t, "get", "pods", "-n", ns, "-o", fmt.Sprintf("jsonpath={.items[*].status.podIPs[%d].ip}", i))) {
 			endpoints = append(endpoints, fmt.Sprintf("{addresses: [%q]}", ip))
 		}
 		s.Apply(t, ns, fmt.Sprintf("{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: bare-%d, labels: {kubernetes.io/service-name: bare}}, addressType: %s, ports: [{name: http, port: 8080}], endpoints: [%s]}",
@@ -275,7 +275,7 @@ func clusterIPsFromOutside(t *testing.T, s *site, gates []*gate) {
 	ns := s.webPods(t, 2)
 	s.Apply(t, ns, service("inner", "ports: [{name: t, port: 80, targetPort: serve}, {name: u, protocol: UDP, port: 53, targetPort: serve-udp}]"))
 	var ips []netip.Addr
-	for _, ip := range strings.Fields(s.Kubectl(t, "get", "service/inner", "-n", ns, "-o", "jsonpath={.spec.clusterIPs[*]}")) {
+	for ip := range strings.FieldsSeq(s.Kubectl(t, "get", "service/inner", "-n", ns, "-o", "jsonpath={.spec.clusterIPs[*]}")) {
 		ips = append(ips, netip.MustParseAddr(ip))
 	}
 	if len(ips) != 2 {
