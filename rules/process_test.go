@@ -23,7 +23,7 @@ import (
 	"sallyport/rules/scenario"
 )
 
-// roleEnv makes the test's program a Kernel with the backend that it names, in a process of its own.
+// roleEnv makes the test's program a Kernel with the backend or dataplane that it names, in a process of its own.
 const roleEnv = "SALLYPORT_TEST_KERNEL"
 
 // noServices is a line for serveKernel.
@@ -31,7 +31,7 @@ const noServices = "none"
 
 func TestMain(m *testing.M) {
 	if b := os.Getenv(roleEnv); b != "" {
-		if err := serveKernel(Backend(b), os.Stdin, os.Stdout); err != nil {
+		if err := serveKernel(optionsOf(b), os.Stdin, os.Stdout); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
@@ -40,9 +40,21 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// optionsOf are those with a backend, or with a dataplane.
+func optionsOf(name string) Options {
+	if name == string(DataplaneNFTables) {
+		return Options{Dataplane: DataplaneNFTables}
+	}
+	return Options{Backend: Backend(name)}
+}
+
+// name is the other way round.
+func (o Options) name() string { return cmp.Or(string(o.Dataplane), string(o.Backend)) }
+
 // serveKernel reconciles a snapshot with the destinations of each line that it reads, and answers by ok or an error.
-func serveKernel(b Backend, in io.Reader, out io.Writer) error {
-	k, err := NewKernel(Options{Backend: b, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+func serveKernel(o Options, in io.Reader, out io.Writer) error {
+	o.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	k, err := NewKernel(o)
 	if err != nil {
 		return err
 	}
@@ -77,7 +89,7 @@ type process struct {
 }
 
 // startProcess runs the test's program, after the command before, which may be empty.
-func startProcess(t *testing.T, n *netlab.Network, b Backend, attr *syscall.SysProcAttr, before ...string) *process {
+func startProcess(t *testing.T, n *netlab.Network, o Options, attr *syscall.SysProcAttr, before ...string) *process {
 	t.Helper()
 	self := "/proc/self/exe" // which other users may run
 	if len(before) > 0 {
@@ -85,7 +97,7 @@ func startProcess(t *testing.T, n *netlab.Network, b Backend, attr *syscall.SysP
 	}
 	command := append(before, self)
 	p := &process{cmd: exec.Command(command[0], command[1:]...)}
-	p.cmd.Env = append(os.Environ(), roleEnv+"="+string(b))
+	p.cmd.Env = append(os.Environ(), roleEnv+"="+o.name())
 	p.cmd.SysProcAttr = attr
 	p.cmd.Stderr = &p.log
 	var err error
@@ -112,25 +124,31 @@ func (p *process) reconcile(destinations string) string {
 	return p.answers.Text()
 }
 
-// TestUnprivileged holds that the nft backend needs no root, but capabilities.
+// TestUnprivileged holds that iptables-nft and nftables need no root, but capabilities.
 func TestUnprivileged(t *testing.T) {
 	n := newNetwork(t)
 	netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
 	netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
 	nobody := &syscall.Credential{Uid: 65534, Gid: 65534}
-	p := startProcess(t, n, BackendNFT, &syscall.SysProcAttr{Credential: nobody, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN}})
-	for _, to := range []string{scenario.Destinations(30), "", " 10.1.0.2:9376"} {
-		if got := p.reconcile(to); got != "ok" {
-			t.Fatalf("%s\n%s", got, &p.log)
+	for _, o := range []Options{{Backend: BackendNFT}, {Dataplane: DataplaneNFTables}} {
+		p := startProcess(t, n, o, &syscall.SysProcAttr{Credential: nobody, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN}})
+		for _, to := range []string{scenario.Destinations(30), "", " 10.1.0.2:9376"} {
+			if got := p.reconcile(to); got != "ok" {
+				t.Fatalf("%s: %s\n%s", o.name(), got, &p.log)
+			}
 		}
-	}
-	for _, to := range []string{"198.51.100.10:80", edgeIP + ":30001"} {
-		if got := netlab.Ask(t, n.Client, "tcp", to); got != "pod 10.0.0.1" {
-			t.Errorf("%s: %s", to, got)
+		for _, to := range []string{"198.51.100.10:80", edgeIP + ":30001"} {
+			if got := netlab.Ask(t, n.Client, "tcp", to); got != "pod 10.0.0.1" {
+				t.Errorf("%s: %s: %s", o.name(), to, got)
+			}
+		}
+		p.in.Close()
+		if err := p.cmd.Wait(); err != nil {
+			t.Error(err)
 		}
 	}
 
-	legacy := startProcess(t, n, BackendLegacy, &syscall.SysProcAttr{Credential: nobody, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}})
+	legacy := startProcess(t, n, Options{Backend: BackendLegacy}, &syscall.SysProcAttr{Credential: nobody, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}})
 	if got, want := legacy.reconcile(""), "iptables-legacy needs root: run as root, or set l4.iptablesBackend: nft"; got != want {
 		t.Errorf("legacy: got %s, want %s", got, want)
 	}
@@ -140,7 +158,7 @@ func TestUnprivileged(t *testing.T) {
 func TestBounded(t *testing.T) {
 	n := newNetwork(t)
 	netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
-	p := startProcess(t, n, BackendLegacy, nil, "setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all")
+	p := startProcess(t, n, Options{Backend: BackendLegacy}, nil, "setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--inh-caps=-all")
 	for _, to := range []string{scenario.Destinations(30), "", " 10.1.0.2:9376"} {
 		if got := p.reconcile(to); got != "ok" {
 			t.Fatalf("%s\n%s", got, &p.log)
@@ -157,7 +175,7 @@ func TestReadOnlySysctls(t *testing.T) {
 	n := newNetwork(t)
 	netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
 	netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
-	p := startProcess(t, n, BackendNFT, nil, "unshare", "--mount", "sh", "-c",
+	p := startProcess(t, n, Options{Backend: BackendNFT}, nil, "unshare", "--mount", "sh", "-c",
 		`mount --bind -o ro /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$0"`)
 	const want = "turn IPv4 forwarding on: open /proc/sys/net/ipv4/ip_forward: read-only file system: set net.ipv4.ip_forward=1 in /etc/sysctl.d"
 	if got := p.reconcile(" 10.1.0.2:9376"); got != want {
@@ -180,13 +198,13 @@ func TestKill(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bothBackends(t, func(t *testing.T, b Backend) {
+	everyDataplane(t, func(t *testing.T, o Options) {
 		n := newNetwork(t)
 		netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
 		netlab.Serve(t, n.Edge, "0.0.0.0:22", "sshd")
 		netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=0") })
-		p := startProcess(t, n, b, nil)
-		conn, want := settleProcess(t, n, b, p, nil)
+		p := startProcess(t, n, o, nil)
+		conn, want := settleProcess(t, n, o, p, nil)
 		defer conn.Close()
 		defer watchGuard(t, n)()
 		for i := range kills / 2 {
@@ -206,8 +224,8 @@ func TestKill(t *testing.T) {
 			if err := p.cmd.Wait(); fmt.Sprint(err) != "signal: killed" {
 				t.Fatalf("%v instead of killed:\n%s", err, &p.log)
 			}
-			p = startProcess(t, n, b, nil)
-			if _, got := settleProcess(t, n, b, p, conn); got != want {
+			p = startProcess(t, n, o, nil)
+			if _, got := settleProcess(t, n, o, p, conn); got != want {
 				t.Fatalf("kill %d, after %v:\n%s\nwant\n%s", i, after, got, want)
 			}
 		}
@@ -215,7 +233,7 @@ func TestKill(t *testing.T) {
 }
 
 // settleProcess has the process serve one pod, and gives what the edge then holds. The connection has to work; nil is a new one.
-func settleProcess(t *testing.T, n *netlab.Network, b Backend, p *process, conn net.Conn) (net.Conn, string) {
+func settleProcess(t *testing.T, n *netlab.Network, o Options, p *process, conn net.Conn) (net.Conn, string) {
 	t.Helper()
 	if got := p.reconcile(" 10.1.0.2:9376"); got != "ok" {
 		t.Fatalf("%s\n%s", got, &p.log)
@@ -233,7 +251,7 @@ func settleProcess(t *testing.T, n *netlab.Network, b Backend, p *process, conn 
 	}
 	var state string
 	netlab.In(t, n.Edge, func() {
-		state = rulesOf(t, b) + netlab.Run(t, "ip", "-4", "route") + netlab.Run(t, "ip", "-4", "-br", "addr") + netlab.Run(t, "sysctl", "net.ipv4.ip_forward")
+		state = netlab.Run(t, "nft", "list", "tables") + rulesOf(t, cmp.Or(o.Backend, BackendNFT)) + netlab.Run(t, "ip", "-4", "route") + netlab.Run(t, "ip", "-4", "-br", "addr") + netlab.Run(t, "sysctl", "net.ipv4.ip_forward")
 	})
 	return conn, state
 }
