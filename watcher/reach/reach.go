@@ -72,6 +72,7 @@ type target struct {
 type node struct {
 	probes   probes // what to try
 	probed   bool   // an answer has been found at least once
+	doubtful bool   // the answer is of addresses that anything may have, and there are better ones to try now
 	pods     bool   // the answer: pods are reached directly
 	failures int    // probes in a row without an answer
 }
@@ -80,6 +81,7 @@ type node struct {
 type probes struct {
 	tcp []netip.AddrPort // take connections
 	udp []netip.AddrPort // refuse them; asked only where there are no others
+	own bool             // their addresses are of the node's podCIDRs
 }
 
 func (p probes) none() bool { return len(p.tcp)+len(p.udp) == 0 }
@@ -156,8 +158,9 @@ func (p *Prober) Reconcile(_ context.Context, s *model.Snapshot) error {
 			if n == nil {
 				n = &node{}
 			}
+			n.doubtful = n.doubtful || n.probed && found[t].own && !n.probes.own
 			n.probes = found[t]
-			unknown = unknown || (!n.probed && !n.probes.none())
+			unknown = unknown || n.isDue() && !n.probes.none()
 			next[t] = n
 		}
 	}
@@ -183,8 +186,9 @@ func (p *Prober) targets(ref model.ObjectRef) []target {
 // probesByTarget picks pods of each node, with one port of each: ready ones. Pods with the node's own address (hostNetwork)
 // are left out: that a node is reached says nothing of its pods.
 func (p *Prober) probesByTarget(s *model.Snapshot) map[target]probes {
-	hosts := map[netip.Addr]bool{}
+	hosts, cidrs := map[netip.Addr]bool{}, map[model.ObjectRef][]netip.Prefix{}
 	for _, n := range s.Nodes {
+		cidrs[n.Ref] = n.PodCIDRs
 		for _, ip := range n.InternalIPs {
 			hosts[ip] = true
 		}
@@ -200,16 +204,22 @@ func (p *Prober) probesByTarget(s *model.Snapshot) map[target]probes {
 				if t.ipv6 && !p.o.IPv6 {
 					continue
 				}
-				out[t] = out[t].with(e.Addr, port.Protocol)
+				own := slices.ContainsFunc(cidrs[t.node], func(c netip.Prefix) bool { return c.Contains(e.Addr.Addr()) })
+				out[t] = out[t].with(e.Addr, port.Protocol, own)
 			}
 		}
 	}
 	return out
 }
 
-// with adds a pod, if it is wanted.
-func (p probes) with(pod netip.AddrPort, protocol model.Protocol) probes {
+// with adds a pod, if it is wanted. Those of the node's podCIDRs take the place of all others: who can write an EndpointSlice
+// could give the node an address that answers, and all Services' traffic to its pods would be lost on the way.
+func (p probes) with(pod netip.AddrPort, protocol model.Protocol, own bool) probes {
+	if own && !p.own {
+		p = probes{own: true}
+	}
 	switch {
+	case p.own && !own:
 	case protocol == model.TCP && wanted(p.tcp, pod.Addr()):
 		p.tcp = append(p.tcp, pod)
 	case protocol == model.UDP && wanted(p.udp, pod.Addr()):
@@ -235,7 +245,7 @@ func (p *Prober) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-p.wake:
-			p.probe(ctx, func(n *node) bool { return !n.probed })
+			p.probe(ctx, (*node).isDue)
 		case <-tick.C:
 			p.probe(ctx, func(*node) bool { return true })
 		}
@@ -249,7 +259,7 @@ func (p *Prober) probe(ctx context.Context, due func(*node) bool) {
 	for t, n := range p.nodes {
 		if due(n) && !n.probes.none() {
 			probes := n.probes
-			all.Go(func() { p.record(t, p.reached(ctx, probes), ctx.Err() != nil) })
+			all.Go(func() { p.record(t, probes, p.reached(ctx, probes), ctx.Err() != nil) })
 		}
 	}
 	p.mu.Unlock()
@@ -281,19 +291,24 @@ func (p *Prober) reached(ctx context.Context, pods probes) bool {
 	return false
 }
 
-// record keeps one node's answer. A probe cut short by the end of Run says nothing.
-func (p *Prober) record(t target, reached, stopped bool) {
+// record keeps one node's answer. A probe cut short by the end of Run says nothing, nor do addresses that there are better
+// ones than by now.
+func (p *Prober) record(t target, of probes, reached, stopped bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := p.nodes[t]
-	if n == nil || stopped {
+	if n == nil || stopped || n.probes.own && !of.own {
 		return
 	}
 	if !n.probed || n.learn(reached) {
 		n.probed, n.pods = true, reached
 		p.announce(t, reached)
 	}
+	n.doubtful = false
 }
+
+// isDue says whether the node is to be probed at once.
+func (n *node) isDue() bool { return !n.probed || n.doubtful }
 
 // learn counts failures and says whether the answer changes.
 func (n *node) learn(reached bool) bool {
@@ -302,7 +317,7 @@ func (n *node) learn(reached bool) bool {
 		return !n.pods
 	}
 	n.failures++
-	return n.pods && n.failures >= failuresToFall
+	return n.pods && (n.doubtful || n.failures >= failuresToFall)
 }
 
 func (p *Prober) announce(t target, reached bool) {

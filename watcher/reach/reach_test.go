@@ -140,6 +140,52 @@ func TestFamiliesAreApart(t *testing.T) {
 	})
 }
 
+// TestNobodySpeaksForANode: an EndpointSlice may give a node an address of anywhere, which answers, and no Service may lose its
+// traffic by that.
+func TestNobodySpeaksForANode(t *testing.T) {
+	outside, pod := netip.MustParseAddrPort("203.0.113.1:443"), netip.MustParseAddrPort("10.1.0.2:80")
+	of := func(endpoints ...netip.AddrPort) *model.Snapshot {
+		s := snapshot()
+		s.Nodes[0].PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}
+		port := &s.Services[0].Ports[0]
+		port.Endpoints = nil
+		for _, e := range endpoints {
+			port.Endpoints = append(port.Endpoints, model.Endpoint{Addr: e, Node: nodeA.Name, Ready: true})
+		}
+		return s
+	}
+	for _, tt := range []struct {
+		name    string
+		stories []*model.Snapshot
+		changes int32
+	}{
+		{"beside its pod", []*model.Snapshot{of(outside, pod)}, 1},
+		{"behind its pod", []*model.Snapshot{of(pod, outside)}, 1},
+		{"before it had a pod", []*model.Snapshot{of(outside), of(outside, pod)}, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &rig{}
+				r.Prober = New(Options{Changed: func() { r.changes.Add(1) }, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
+					Dial: func(_ context.Context, addr netip.AddrPort) error {
+						if addr == outside {
+							return nil
+						}
+						return syscall.EHOSTUNREACH
+					}})
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				go func() { _ = r.Run(ctx) }() // ends with the test; Run always returns nil
+				for _, s := range tt.stories {
+					_ = r.Reconcile(ctx, s)
+					synctest.Wait()
+				}
+				r.want(t, false, tt.changes)
+			})
+		})
+	}
+}
+
 func TestPodsToProbe(t *testing.T) {
 	endpoint := func(addr, node string, ready bool) model.Endpoint {
 		return model.Endpoint{Addr: netip.MustParseAddrPort(addr), Node: node, Ready: ready}
