@@ -46,6 +46,7 @@ type result struct {
 	forwarded sample // to an address that no Service has, behind the edge
 	local     sample // to the edge itself
 	change    sample
+	changeCPU time.Duration // of the program and its children, for one change
 	churn     sample
 	usage     usage
 	survived  int
@@ -222,6 +223,10 @@ func (b *bench) targets(result *result) ([]target, []*sample, error) {
 // one measures what needs the machine for one contender.
 func (b *bench) one(ctx context.Context, result *result) error {
 	r := b.runners[result.contender]
+	before, err := r.process.usage()
+	if err != nil {
+		return err
+	}
 	took, err := r.changes(ctx, b.changes, b.changeTime, b.changeGap)
 	if err != nil {
 		return err
@@ -231,6 +236,7 @@ func (b *bench) one(ctx context.Context, result *result) error {
 	if result.usage, err = r.process.usage(); err != nil {
 		return err
 	}
+	result.changeCPU = (result.usage.cpu - before.cpu) / time.Duration(len(took)+1)
 	if r.services == b.churnAt && r.services > 1 {
 		if took, err = r.changesUnderChurn(ctx, b.churnTime, b.endpoints); err != nil {
 			return err

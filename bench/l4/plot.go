@@ -30,7 +30,7 @@ type chart struct {
 // Measures of a chart, in pixels.
 const (
 	chartWidth, chartHeight = 560, 380
-	chartLeft, chartRight   = 64, 24
+	chartLeft, chartRight   = 64, 36
 	chartTop, chartBottom   = 44, 52
 	legendLine              = 22
 )

@@ -85,7 +85,11 @@ func (r report) markdown() []byte {
 		fmt.Fprintf(&b, "- not run: %s\n", l)
 	}
 	fmt.Fprintf(&b, "\n![connect time and time from nothing, against the number of Services](l4.svg)\n")
-	for _, section := range []func(*bytes.Buffer){r.bars, r.connects, r.unrelated, r.programmings, r.changes, r.processes, r.deaths} {
+	sections := []func(*bytes.Buffer){r.bars, r.connects, r.unrelated, r.programmings, r.changes, r.processes}
+	if len(r.failovers) > 0 {
+		sections = append(sections, r.deaths)
+	}
+	for _, section := range sections {
 		b.WriteByte('\n')
 		section(&b)
 	}
@@ -143,9 +147,9 @@ func (r report) changes(b *bytes.Buffer) {
 		"change elsewhere. kube-proxy leaves 1 s between two syncs.\n\n")
 	var rows [][]string
 	for _, x := range r.results {
-		rows = append(rows, []string{x.contender, count(x.services), millis(x.change), fmt.Sprint(x.change.n), millis(x.churn), fmt.Sprint(x.churn.n)})
+		rows = append(rows, []string{x.contender, count(x.services), millis(x.change), fmt.Sprint(x.change.n), fmt.Sprint(x.changeCPU.Milliseconds()), millis(x.churn), fmt.Sprint(x.churn.n)})
 	}
-	table(b, []string{"", "Services", "p50 / p99", "changes", "churn p50 / p99", "changes"}, rows)
+	table(b, []string{"", "Services", "p50 / p99", "changes", "CPU ms a change", "churn p50 / p99", "changes"}, rows)
 }
 
 func (r report) processes(b *bytes.Buffer) {

@@ -105,7 +105,7 @@ func (r *runner) await(ctx context.Context, to netip.AddrPort, ok func(netip.Add
 			}
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("%s: wait for %v: %w (last: %v, %v)", r.name(), to, ctx.Err(), endpoint, err)
+				return errors.Join(fmt.Errorf("%s: wait for %v: %w; the last answer is of %v", r.name(), to, ctx.Err(), endpoint), err)
 			case <-r.process.ended:
 				return r.process.failed()
 			case <-tick.C:

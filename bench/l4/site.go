@@ -137,8 +137,7 @@ func output(h *network.Host, stdin, name string, args ...string) (string, error)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.Output()
 	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			err = fmt.Errorf("%w: %s", err, exit.Stderr)
 		}
 		return "", fmt.Errorf("on %s: %s %s: %w", h.Name, name, strings.Join(args, " "), err)

@@ -80,7 +80,7 @@ func (e encoder) stream(w http.ResponseWriter) *stream {
 	}
 	w.Header().Set("Content-Type", media)
 	w.WriteHeader(http.StatusOK)
-	frames := e.StreamSerializer.Framer.NewFrameWriter(io.Writer(w))
+	frames := e.StreamSerializer.NewFrameWriter(io.Writer(w))
 	return &stream{
 		events: restwatch.NewEncoder(streaming.NewEncoder(frames, e.StreamSerializer.Serializer), e.Serializer),
 		w:      w,
