@@ -3,6 +3,7 @@ package rules
 import (
 	"context"
 	"log/slog"
+	"net"
 	"runtime"
 	"strings"
 	"sync"
@@ -50,18 +51,21 @@ func (l *lockedBuffer) String() string {
 }
 
 // watch makes a Kernel in the edge's namespace and follows it there until the test ends. Reconciling is up to the caller.
-func watch(t *testing.T, n *netlab.Network, b Backend) *watched {
+func watch(t *testing.T, n *netlab.Network, o Options) *watched {
 	t.Helper()
 	w := &watched{changes: make(chan struct{}, 1)}
+	o.Log = slog.New(slog.NewTextHandler(&w.log, nil))
 	var err error
 	netlab.In(t, n.Edge, func() {
-		w.Kernel, err = NewKernel(Options{Backend: b, Log: slog.New(slog.NewTextHandler(&w.log, nil))})
+		w.Kernel, err = NewKernel(o)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.Close)
-	w.tables().legacyInterval = 20 * time.Millisecond
+	if x, ok := w.rules.(*xtables); ok {
+		x.legacyInterval = 20 * time.Millisecond
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() {
@@ -117,7 +121,7 @@ func TestDrift(t *testing.T) {
 		n := newNetwork(t)
 		netlab.Serve(t, n.Node, "10.1.0.2:9376", "pod")
 		netlab.Serve(t, n.Edge, "0.0.0.0:22", "sshd")
-		w := watch(t, n, b)
+		w := watch(t, n, Options{Backend: b})
 		w.settle(t, n, webOfBoth())
 		for _, tt := range []struct {
 			name, command string // IPT stands for the command iptables
@@ -190,11 +194,35 @@ func (w *watched) drift(t *testing.T, n *netlab.Network, command, table string, 
 	}
 }
 
+// TestDriftNFTables is TestDrift for the tables of nftables.
+func TestDriftNFTables(t *testing.T) {
+	n := newNetwork(t)
+	for _, ip := range netlab.Pods {
+		netlab.Serve(t, n.Node, net.JoinHostPort(ip, "9376"), "pod")
+	}
+	w := watch(t, n, Options{Dataplane: DataplaneNFTables})
+	w.settle(t, n, webOfBoth())
+	for _, command := range []string{"flush ruleset", "delete table ip6 sallyport", "flush chain ip sallyport dispatch", "flush map ip6 sallyport services"} {
+		netlab.In(t, n.Edge, func() { netlab.Run(t, append([]string{"nft"}, strings.Fields(command)...)...) })
+		select {
+		case <-w.changes:
+		case <-time.After(5 * time.Second):
+			t.Fatalf("%s: not noticed", command)
+		}
+		w.settle(t, n, webOfBoth())
+		for _, to := range []string{"198.51.100.10:80", "[2001:db8:2::10]:80"} {
+			if got := netlab.Ask(t, n.Client, "tcp", to); !strings.HasPrefix(got, "pod") {
+				t.Errorf("%s: %s gives %s", command, to, got)
+			}
+		}
+	}
+}
+
 // TestNoDrift holds that neither our own changes, whatever their size, nor those of others to rules of their own count as drift.
 func TestNoDrift(t *testing.T) {
 	bothBackends(t, func(t *testing.T, b Backend) {
 		n := newNetwork(t)
-		w := watch(t, n, b)
+		w := watch(t, n, Options{Backend: b})
 		for _, to := range []string{"", " 10.1.0.2:9376", scenario.Destinations(2000), scenario.Destinations(3), " 10.1.0.2:9376"} {
 			w.settle(t, n, web(to))
 		}
@@ -222,7 +250,7 @@ func TestNoDrift(t *testing.T) {
 // TestNotificationsLost holds that what could not be read is taken for drift, once.
 func TestNotificationsLost(t *testing.T) {
 	n := newNetwork(t)
-	w := watch(t, n, BackendNFT)
+	w := watch(t, n, Options{Backend: BackendNFT})
 	s := webOfBoth()
 	w.settle(t, n, s)
 	w.tables().collect(nil, nil)

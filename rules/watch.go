@@ -27,6 +27,8 @@ const (
 //
 // It also counts connections as they end. Changes of rules are noticed at once with nft, with legacy within a second, or 5 where others change theirs all the time.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	networks, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_NETCONF,
@@ -37,6 +39,7 @@ func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	g.Go(func() error { return followNetworks(ctx, networks, changed) })
 	g.Go(func() error { return k.flows.Run(ctx) })
 	err = k.rules.Watch(ctx, changed) // here: a goroutine's thread could be in another network namespace
+	stop()
 	return errors.Join(err, g.Wait())
 }
 

@@ -11,7 +11,7 @@ import (
 // TestWatch holds that what takes our routes or addresses away is noticed, and that Reconcile then brings them back.
 func TestWatch(t *testing.T) {
 	n := newNetwork(t)
-	w := watch(t, n, BackendAuto)
+	w := watch(t, n, Options{})
 	reconcile := func() { w.settle(t, n, webOfBoth()) }
 	netlab.In(t, n.Edge, func() { netlab.Run(t, "sysctl", "-qw", "net.ipv6.conf.back.keep_addr_on_down=1") }) // as IPv4 does
 	reconcile()
