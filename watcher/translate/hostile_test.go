@@ -228,3 +228,26 @@ func TestNodesAreAskedOnceForAllPorts(t *testing.T) {
 		t.Errorf("%d nodes were asked %d times, and %d are sent to", nodes, asked, got)
 	}
 }
+
+// TestRememberedProblemsAreBounded: those that one object has by the thousand are neither held nor sorted with everyone's each time.
+func TestRememberedProblemsAreBounded(t *testing.T) {
+	svc := &corev1.Service{ObjectMeta: *hostile.DeepCopy(), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer}}
+	svc.Annotations = map[string]string{LimitConnections: strings.Repeat("\x01", 200_000)}
+	slice := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4, ObjectMeta: *hostile.DeepCopy()}
+	slice.Labels = map[string]string{discoveryv1.LabelServiceName: hostile.Name}
+	for i := range maxSourceRanges {
+		svc.Spec.LoadBalancerSourceRanges = append(svc.Spec.LoadBalancerSourceRanges, fmt.Sprint("x", i))
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprint("y", i)}})
+	}
+	c, memo := objects.Cluster{Services: []*corev1.Service{svc}, EndpointSlices: []*discoveryv1.EndpointSlice{slice}}, new(Memo)
+	told := len(translateHostile(c, Options{Memo: memo}).Problems)
+	remembered := memo.clusters[""].order[0].result.problems
+	if want := 2 * (maxProblems + 1); told != want || len(remembered) != want || cap(remembered) > 2*want {
+		t.Errorf("%d Problems are told, %d remembered in room for %d; want %d", told, len(remembered), cap(remembered), want)
+	}
+	for _, p := range remembered {
+		if len(p.Message) > maxMessage+len("...") {
+			t.Errorf("a message of %d bytes is remembered", len(p.Message))
+		}
+	}
+}

@@ -25,7 +25,9 @@ func (t *translator) ingresses() {
 		g := &ingress{translator: t, Ingress: ing, self: t.ref("Ingress", ing)}
 		ours := classes.serve(ing)
 		if ours {
+			before := len(t.out.Problems)
 			g.translate()
+			t.out.Problems = append(t.out.Problems[:before], firstProblems(t.out.Problems[before:])...)
 		}
 		g.status(ours)
 	}

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 
 	"sallyport/watcher/model"
 )
@@ -13,23 +14,35 @@ const (
 	maxMessage  = 1024 // bytes
 )
 
-// boundProblems keeps the first Problems of each object and the beginnings of their messages. Problems are ordered by object.
+// boundProblems keeps the first Problems of each object, and says where there are more.
 func boundProblems(s *model.Snapshot) {
-	kept, of := s.Problems[:0], 0 // of how many the object of the last one has
-	for _, p := range s.Problems {
-		p.Message = brief(p.Message, maxMessage)
+	s.Problems = firstProblems(s.Problems)
+	of := 0 // of how many the object has so far
+	for i := range s.Problems {
+		p := &s.Problems[i]
+		if i == 0 || s.Problems[i-1].Object != p.Object {
+			of = 0
+		}
+		if of++; of > maxProblems {
+			p.Field, p.Message = "", fmt.Sprintf("there are more than %d problems: solve these to be told the rest", maxProblems)
+		}
+	}
+	s.SortProblems()
+}
+
+// firstProblems orders Problems, and keeps as many of each object as it takes to see whether there are too many.
+func firstProblems(all []model.Problem) []model.Problem {
+	slices.SortFunc(all, model.Problem.Compare)
+	all = slices.Compact(all)
+	kept, of := all[:0], 0 // of how many the object of the last one has
+	for _, p := range all {
 		if len(kept) == 0 || kept[len(kept)-1].Object != p.Object {
 			of = 0
 		}
-		switch of++; {
-		case of <= maxProblems:
-			kept = append(kept, p)
-		case of == maxProblems+1:
-			p.Field, p.Message = "", fmt.Sprintf("there are more than %d problems: solve these to be told the rest", maxProblems)
+		if of++; of <= maxProblems+1 {
 			kept = append(kept, p)
 		}
 	}
-	clear(s.Problems[len(kept):])
-	s.Problems = kept
-	s.SortProblems()
+	clear(all[len(kept):])
+	return kept
 }

@@ -96,7 +96,6 @@ func Translate(in objects.Objects, o Options) *model.Snapshot {
 	resolveStatuses(out)
 	o.Certificates.keep(pairs)
 	slices.SortStableFunc(out.Nodes, func(a, b model.Node) int { return a.Ref.Compare(b.Ref) })
-	out.SortProblems()
 	boundProblems(out)
 	return out
 }
@@ -148,7 +147,7 @@ func (t *translator) problem(o model.ObjectRef, field string, r model.Reason, fo
 }
 
 func problemOf(o model.ObjectRef, field string, r model.Reason, format string, args ...any) model.Problem {
-	return model.Problem{Object: o, Field: field, Reason: r, Message: fmt.Sprintf(format, args...)}
+	return model.Problem{Object: o, Field: field, Reason: r, Message: brief(fmt.Sprintf(format, args...), maxMessage)}
 }
 
 // created is the object's creationTimestamp, in UTC so that equal times compare equal with ==.
