@@ -134,32 +134,34 @@ func (w *writer) mend(ctx context.Context, want iptables.Ruleset, found []findin
 		whole := slices.DeleteFunc(slices.Clone(w.applied[t.Name].Chains), func(c iptables.Chain) bool {
 			return damaged[finding{table: t.Name, chain: c.Name}]
 		})
-		if write, _ := t.Since(iptables.Table{Chains: whole}); len(write) > 0 {
-			if err := w.restore(ctx, t.Change(write, nil, nil)); err != nil {
-				return fmt.Errorf("table %s: %w", t.Name, err)
-			}
-		}
-		err := restoreHooks(w.ipt, func(h iptables.Hook) bool {
-			return damaged[finding{table: h.Table, chain: h.From}] && h.Table == t.Name
+		hooks, err := missingHooks(w.ipt, func(h iptables.Hook) bool {
+			return h.Table == t.Name && damaged[finding{table: h.Table, chain: h.From}]
 		})
 		if err != nil {
 			return err
+		}
+		write, _ := t.Since(iptables.Table{Chains: whole})
+		if len(write)+len(hooks) == 0 {
+			continue
+		}
+		if err := w.restore(ctx, t.Change(write, nil, hooks)); err != nil {
+			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
 	}
 	return nil
 }
 
-// rewrite writes every chain and hook without reading what is there, which takes long with many rules. The chains of a
-// table come before the jumps to them.
+// rewrite writes every chain and hook without reading what is there, which takes long with many rules.
 func (w *writer) rewrite(ctx context.Context, want iptables.Ruleset) error {
 	clear(w.sizes)
 	for _, t := range want.Tables {
-		gone := t.Without(w.applied[t.Name].Names())
-		if err := w.restore(ctx, t.Change(t.Chains, gone, nil)); err != nil {
-			return fmt.Errorf("table %s: %w", t.Name, err)
-		}
-		if err := restoreHooks(w.ipt, func(h iptables.Hook) bool { return h.Table == t.Name }); err != nil {
+		hooks, err := missingHooks(w.ipt, func(h iptables.Hook) bool { return h.Table == t.Name })
+		if err != nil {
 			return err
+		}
+		gone := t.Without(w.applied[t.Name].Names())
+		if err := w.restore(ctx, t.Change(t.Chains, gone, hooks)); err != nil {
+			return fmt.Errorf("table %s: %w", t.Name, err)
 		}
 	}
 	return nil

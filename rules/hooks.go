@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -31,15 +32,21 @@ func ensureHooks(ipt *goiptables.IPTables, found map[string]remnant) error {
 	return nil
 }
 
-// restoreHooks makes those of the wanted jumps that are missing. The chains that they lead to are there.
-func restoreHooks(ipt *goiptables.IPTables, wanted func(iptables.Hook) bool) error {
+// missingHooks gives the commands that make those of the wanted jumps that are missing. They are run together with what writes the
+// chains: each command of iptables-legacy copies its whole table.
+func missingHooks(ipt *goiptables.IPTables, wanted func(iptables.Hook) bool) (commands []string, err error) {
+	const badParameter = 2 // exit status (xtables/PARAMETER_PROBLEM): the chain that the jump leads to is gone, too
 	for _, h := range iptables.Hooks {
 		if !wanted(h) {
 			continue
 		}
-		if err := ipt.InsertUnique(h.Table, h.From, 1, "-j", h.To); err != nil {
-			return fmt.Errorf("jump from %s to %s in table %s: %w", h.From, h.To, h.Table, err)
+		exists, err := ipt.Exists(h.Table, h.From, "-j", h.To)
+		if failed, ok := errors.AsType[*goiptables.Error](err); err != nil && (!ok || failed.ExitStatus() != badParameter) {
+			return nil, fmt.Errorf("look for the jump from %s to %s in table %s: %w", h.From, h.To, h.Table, err)
+		}
+		if !exists {
+			commands = append(commands, fmt.Sprintf("-I %s 1 -j %s", h.From, h.To))
 		}
 	}
-	return nil
+	return commands, nil
 }
