@@ -15,7 +15,7 @@ import (
 // costs it none of its other addresses. So is a port that an older Service has at the same address. A Service that another
 // controller serves gets no VIPs: it would be in two places.
 func Assign(s *model.Snapshot, pools []Pool) {
-	a := assigner{out: s, pools: pools, holder: make(map[netip.Addr]*model.Service, len(s.Services))}
+	a := assigner{out: s, pools: pools, names: poolNames(pools), holder: make(map[netip.Addr]*model.Service, len(s.Services))}
 	ours := make([]*model.Service, 0, len(s.Services))
 	for i := range s.Services {
 		svc := &s.Services[i]
@@ -29,7 +29,7 @@ func Assign(s *model.Snapshot, pools []Pool) {
 		a.assign(svc)
 	}
 	a.explainConflicts()
-	s.SortProblems()
+	s.Problems = model.FirstProblems(s.Problems)
 }
 
 // byAge orders services, the oldest first: who came first keeps its address, whatever is made later.
@@ -40,6 +40,7 @@ func byAge(a, b *model.Service) int {
 type assigner struct {
 	out    *model.Snapshot
 	pools  []Pool
+	names  string                        // of the pools, for messages
 	holder map[netip.Addr]*model.Service // of each address of a pool that is asked for: the oldest that does
 }
 
@@ -77,7 +78,7 @@ func (a *assigner) assign(s *model.Service) {
 	if len(s.RequestedVIPs) == 0 {
 		if s.RequestField == "" { // else translation has said what is wrong with the request
 			a.problem(s, "spec.loadBalancerIP", model.ReasonNoAddressRequested,
-				"no address is asked for: set annotation sallyport.io/load-balancer-ips to an address of %s", a.poolNames())
+				"no address is asked for: set annotation sallyport.io/load-balancer-ips to an address of %s", a.names)
 		}
 		return
 	}
@@ -85,7 +86,7 @@ func (a *assigner) assign(s *model.Service) {
 	for _, addr := range s.RequestedVIPs {
 		switch holder := a.holder[addr]; {
 		case holder == nil:
-			a.problem(s, s.RequestField, model.ReasonAddressNotInPool, "%v is in no pool: choose an address of %s", addr, a.poolNames())
+			a.problem(s, s.RequestField, model.ReasonAddressNotInPool, "%v is in no pool: choose an address of %s", addr, a.names)
 		case holder != s:
 			a.problem(s, s.RequestField, model.ReasonAddressInUse, "%v is held by %v, which came first: choose another", addr, holder.Ref)
 		case !slices.Contains(s.VIPs, addr):
@@ -99,15 +100,15 @@ func (a *assigner) inPool(addr netip.Addr) bool {
 }
 
 // poolNames names the pools, for messages.
-func (a *assigner) poolNames() string {
-	switch len(a.pools) {
+func poolNames(pools []Pool) string {
+	switch len(pools) {
 	case 0:
 		return "a pool, of which none is configured (loadBalancer.ipAddressPools)"
 	case 1:
-		return "pool " + a.pools[0].String()
+		return "pool " + pools[0].String()
 	}
-	names := make([]string, 0, len(a.pools))
-	for _, p := range a.pools {
+	names := make([]string, 0, len(pools))
+	for _, p := range pools {
 		names = append(names, p.String())
 	}
 	return "the pools " + strings.Join(names, ", ")

@@ -47,6 +47,20 @@ func service(name string, created int, addresses string) model.Service {
 	return s
 }
 
+// TestProblemsOfOneServiceAreBounded: each is a line in the log of every edge, and an Event.
+func TestProblemsOfOneServiceAreBounded(t *testing.T) {
+	greedy := service("greedy", 1, "")
+	greedy.RequestField = field
+	for i := range 64 {
+		greedy.RequestedVIPs = append(greedy.RequestedVIPs, netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}))
+	}
+	s := model.Snapshot{Services: []model.Service{greedy, service("web", 2, "198.51.100.1")}}
+	Assign(&s, plan(t))
+	if want := model.MaxProblems + 2; len(s.Problems) != want {
+		t.Errorf("%d Problems, want %d: %v", len(s.Problems), want, s.Problems)
+	}
+}
+
 func TestAssignStory(t *testing.T) {
 	var s model.Snapshot
 	pools := plan(t)

@@ -1,6 +1,10 @@
 package model
 
-import "cmp"
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
 
 // A Reason is the CamelCase word that names a kind of Problem; it is a metric label and an Event reason.
 type Reason string
@@ -42,6 +46,43 @@ type Problem struct {
 func (p Problem) Compare(o Problem) int {
 	return cmp.Or(p.Object.Compare(o.Object), cmp.Compare(p.Field, o.Field),
 		cmp.Compare(p.Reason, o.Reason), cmp.Compare(p.Message, o.Message))
+}
+
+// MaxProblems is how many Problems are told of one object. Each is a line in the log of every edge, and an Event, of which only a
+// few are sent in a second: one object must not drown what is wrong with the others.
+const MaxProblems = 32
+
+// FirstProblems orders Problems and drops repeats, in place. Of each object it keeps the first MaxProblems, and of the others one,
+// which says that there are more. More may be added to the result, and it be called on that again.
+func FirstProblems(all []Problem) []Problem {
+	slices.SortFunc(all, Problem.Compare)
+	all = slices.Compact(all)
+	kept := all[:0]
+	for rest := all; len(rest) > 0; {
+		n := 1 // of one object
+		for n < len(rest) && rest[n].Object == rest[0].Object {
+			n++
+		}
+		kept, rest = append(kept, firstOfOne(rest[:n])...), rest[n:]
+	}
+	clear(all[len(kept):])
+	return kept
+}
+
+// firstOfOne is FirstProblems of one object, which are ordered.
+func firstOfOne(all []Problem) []Problem {
+	if len(all) <= MaxProblems {
+		return all
+	}
+	more := Problem{Object: all[0].Object, Reason: all[MaxProblems].Reason,
+		Message: fmt.Sprintf("there are more than %d problems: solve these to be told the rest", MaxProblems)}
+	if i := slices.IndexFunc(all, func(p Problem) bool { return p.Field == "" && p.Message == more.Message }); i >= 0 {
+		more = all[i]
+		all = slices.Delete(all, i, i+1)
+	}
+	all = append(all[:MaxProblems], more)
+	slices.SortFunc(all, Problem.Compare)
+	return all
 }
 
 // String gives "object: field: message (Reason)".

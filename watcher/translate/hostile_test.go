@@ -121,12 +121,12 @@ func TestEachOfManyPortsIsFound(t *testing.T) {
 
 // TestProblemsOfOneObjectAreBounded: they are told once each in the log of every edge and as Events.
 func TestProblemsOfOneObjectAreBounded(t *testing.T) {
-	for _, n := range []int{maxProblems - 1, maxProblems, 10_000} { // and the annotation
+	for _, n := range []int{model.MaxProblems - 1, model.MaxProblems, 10_000} { // and the annotation
 		s := translateHostile(badHosts(n), Options{})
-		if want := min(n+1, maxProblems+1); len(s.Problems) != want {
+		if want := min(n+1, model.MaxProblems+1); len(s.Problems) != want {
 			t.Errorf("%d bad hosts are %d Problems, want %d", n, len(s.Problems), want)
 		}
-		if told := strings.Contains(fmt.Sprint(s.Problems), "more than 32 problems"); told != (n >= maxProblems) {
+		if told := strings.Contains(fmt.Sprint(s.Problems), "more than 32 problems"); told != (n >= model.MaxProblems) {
 			t.Errorf("%d bad hosts: that there are more is told: %v", n, told)
 		}
 		for _, p := range s.Problems {
@@ -242,7 +242,7 @@ func TestRememberedProblemsAreBounded(t *testing.T) {
 	c, memo := objects.Cluster{Services: []*corev1.Service{svc}, EndpointSlices: []*discoveryv1.EndpointSlice{slice}}, new(Memo)
 	told := len(translateHostile(c, Options{Memo: memo}).Problems)
 	remembered := memo.clusters[""].order[0].result.problems
-	if want := 2 * (maxProblems + 1); told != want || len(remembered) != want || cap(remembered) > 2*want {
+	if want := 2 * (model.MaxProblems + 1); told != want || len(remembered) != want || cap(remembered) > 2*want {
 		t.Errorf("%d Problems are told, %d remembered in room for %d; want %d", told, len(remembered), cap(remembered), want)
 	}
 	for _, p := range remembered {

@@ -27,7 +27,7 @@ func (t *translator) ingresses() {
 		if ours {
 			before := len(t.out.Problems)
 			g.translate()
-			t.out.Problems = append(t.out.Problems[:before], firstProblems(t.out.Problems[before:])...)
+			t.out.Problems = append(t.out.Problems[:before], model.FirstProblems(t.out.Problems[before:])...)
 		}
 		g.status(ours)
 	}

@@ -70,8 +70,8 @@ func (s *service) of(v *corev1.Service, slices []*discoveryv1.EndpointSlice) *ba
 		s.read(slices)
 		s.translate()
 	}
-	if len(b.problems) > maxProblems {
-		b.problems = append([]model.Problem(nil), firstProblems(b.problems)...) // what has thousands is not to be held, nor sorted with all others
+	if len(b.problems) > model.MaxProblems {
+		b.problems = append([]model.Problem(nil), model.FirstProblems(b.problems)...) // what has thousands is not to be held, nor sorted with all others
 	}
 	return b
 }

@@ -96,7 +96,7 @@ func Translate(in objects.Objects, o Options) *model.Snapshot {
 	resolveStatuses(out)
 	o.Certificates.keep(pairs)
 	slices.SortStableFunc(out.Nodes, func(a, b model.Node) int { return a.Ref.Compare(b.Ref) })
-	boundProblems(out)
+	out.Problems = model.FirstProblems(out.Problems)
 	return out
 }
 
