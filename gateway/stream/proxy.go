@@ -105,6 +105,7 @@ type Proxy struct {
 	relaying  sync.WaitGroup // one for each TCP connection, from accept to close
 	relaysMu  sync.Mutex
 	relays    map[*relay]struct{}
+	pipes     pipes
 	datagrams sync.Pool // of *[]byte, each maxDatagram long: lent to a session while it has a datagram in hand
 
 	states      *states
@@ -121,6 +122,7 @@ func New(o Options) *Proxy {
 		started:   time.Now(),
 		listeners: make(map[address]bound),
 		relays:    make(map[*relay]struct{}),
+		pipes:     newPipes(),
 		stopping:  make(chan struct{}),
 
 		udpSessions: budget{most: int64(o.MaxUDPSessions)},
@@ -160,6 +162,7 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	}
 	p.cutRelays()
 	<-drained
+	p.pipes.close()
 	return err
 }
 

@@ -39,16 +39,16 @@ func (p *Proxy) relay(r *relay, proxyProtocol uint8) {
 		}
 	}
 	var replies sync.WaitGroup
-	replies.Go(func() { p.metrics.tcpOut.Add(r.pass(r.client, r.backend, &r.out, 0)) })
-	p.metrics.tcpIn.Add(r.pass(r.backend, r.client, &r.in, early))
+	replies.Go(func() { p.metrics.tcpOut.Add(r.pass(p.pipes, r.client, r.backend, &r.out, 0)) })
+	p.metrics.tcpIn.Add(r.pass(p.pipes, r.backend, r.client, &r.in, early))
 	replies.Wait()
 }
 
 // pass moves data from src to dst, inside the kernel where it can (splice), and returns the number of bytes, with those
 // that were moved early. The end of src's data becomes the end of dst's, while the other direction goes on. A failure of either
 // resets both: data that was cut off must not look complete.
-func (r *relay) pass(dst, src *net.TCPConn, m *meter, early int) float64 {
-	n, err := dst.ReadFrom(src)
+func (r *relay) pass(p pipes, dst, src *net.TCPConn, m *meter, early int) float64 {
+	n, err := p.move(dst, src)
 	n += int64(early)
 	m.read(uint64(n))
 	if err != nil {

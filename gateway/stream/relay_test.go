@@ -93,11 +93,14 @@ type copied struct{ io.ReadWriter }
 // BenchmarkRelay moves data through one direction of a relay, by splice as pass does, and by copying as a proxy does that wraps
 // its connections. CPU time is that of the relay's thread alone.
 func BenchmarkRelay(b *testing.B) {
+	pipes := newPipes()
+	defer pipes.close()
 	for _, kind := range []struct {
 		name string
 		pass func(r *relay)
 	}{
-		{"splice", func(r *relay) { r.pass(r.backend, r.client, &r.in, 0) }},
+		{"splice", func(r *relay) { r.pass(pipes, r.backend, r.client, &r.in, 0) }},
+		{"package net", func(r *relay) { r.backend.ReadFrom(r.client) }},
 		{"copy", func(r *relay) { io.Copy(copied{r.backend}, copied{r.client}) }},
 	} {
 		for _, size := range []int{1 << 10, 16 << 10, 1 << 20} {
