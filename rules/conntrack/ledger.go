@@ -99,14 +99,15 @@ func (l *ledger) see(p *servicePort, f *flow) {
 	}
 }
 
-// start is called after the table is read for the first time: what flows of before had by then is not counted. A process
+// start is called after the table is read for the first time: what flows of before had by then, or when they ended before, is
+// not counted. A process
 // that goes on where another one was does not tell the same again.
 func (l *ledger) start() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, a := range l.accounts {
 		for i := range a.base {
-			a.base[i] -= a.live[i]
+			a.base[i] -= a.before[i] + a.live[i]
 		}
 	}
 }
@@ -125,7 +126,8 @@ func (l *ledger) settle(now time.Time) {
 }
 
 // settle tells what there is, but never less than before. If there is less for longer, the ends of flows were lost (the
-// socket was full, or they belong to another service port by now), and counting goes on from what was told.
+// socket was full, or they belong to another service port by now), and counting goes on from what was told. But the flows of a
+// service port that is gone may live on, and be there again when it is.
 func (a *account) settle(now time.Time) {
 	a.toldOpen = a.open
 	var missing tally
@@ -138,7 +140,7 @@ func (a *account) settle(now time.Time) {
 		}
 	}
 	switch {
-	case missing == tally{}:
+	case missing == tally{} || !a.gone.IsZero():
 		a.behind = time.Time{}
 	case a.behind.IsZero():
 		a.behind = now

@@ -127,6 +127,36 @@ func TestLedgerForgets(t *testing.T) {
 	}
 }
 
+// Flows may outlive their Service, and be there when it is made again: they were told of before.
+func TestLedgerDoesNotTellTheFlowsOfAServiceMadeAnewAgain(t *testing.T) {
+	b := newBook(1000, 500)
+	b.want(t, "two live", 2, 1500)
+	b.keep(nil, b.now)
+	flows := b.table
+	b.table = nil // they lead to no service port
+	for range 3 {
+		b.want(t, "while it is gone", 2, 1500)
+		b.now = b.now.Add(settling + time.Second)
+	}
+	if r := b.readings(); r[0].open != 0 {
+		t.Errorf("%d connections of what is gone are open", r[0].open)
+	}
+	b.keep([]*servicePort{{series: webSeries}}, b.now)
+	b.table = flows
+	b.want(t, "made anew", 2, 1500)
+	b.table = []uint64{1100, 500}
+	b.want(t, "one grows", 2, 1600)
+}
+
+// What ended just before the first reading began under another process, or was too short to matter.
+func TestLedgerStartsAtZeroWhateverEndsMeanwhile(t *testing.T) {
+	b := newBook(1000)
+	b.count(&b.web, bytesFlow(7000))
+	b.read()
+	b.start()
+	b.want(t, "at the start", 0, 0)
+}
+
 func TestLedgerOpen(t *testing.T) {
 	b := newBook()
 	b.begin()
