@@ -88,6 +88,7 @@ func TestChanges(t *testing.T) {
 		}
 		fresh := newKernel(t)
 		for _, f := range plan.Families {
+			fresh.renderers[f].marks = k.renderers[f].marks
 			fresh.apply(t, plan.New(s, f, keepOptions()))
 		}
 		got, want := k.list(t), fresh.list(t)
@@ -109,13 +110,14 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// TestRendererKeeps has a Renderer render random plans one after the other, as if each were the first.
+// TestRendererKeeps has a Renderer render random plans one after the other, as if each were the first but for the marks that are given.
 func TestRendererKeeps(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	var k Renderer
 	for round := range 200 {
 		p := plan.New(randomServices(r), plan.Families[r.IntN(2)], keepOptions())
-		if got, want := k.Render(p), Render(p); fmt.Sprint(got) != fmt.Sprint(want) {
+		fresh := Renderer{marks: k.marks}
+		if got, want := k.Render(p), fresh.Render(p); fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Fatalf("round %d: got\n%v\nwant\n%v", round, got, want)
 		}
 	}

@@ -13,60 +13,93 @@ import (
 //
 //	bits 31..24  plan.Options.Mark: the mark is Sallyport's
 //	bit  23      1: the Service, by bits 22..0, whose source ranges or limits are asked
-//	             0: the service port, by bits 22..11, that keeps clients with their endpoints; and which endpoint, by bits 10..0
+//	             0: the service port, by bits 22..9, that keeps clients with their endpoints; and which endpoint, by bits 8..0
 //
 // It stands, where a Service needs it, from nat prerouting (or output) to nat postrouting of a connection's first packet, which
 // clears it. Connections carry the top byte as their connmark, the other 24 bits of which are left to others.
 const (
 	serviceMark = 1 << 23
-	portShift   = 11
-	portMask    = 0xfffff800
+	portShift   = 9
+	portMask    = 0xffffffff &^ endpoints
 	endpoints   = 1<<portShift - 1 // there is no endpoint 0
 )
 
-// marks gives out marks. They follow from what they stand for, so that clients' state outlives changes of everything else, and
-// a new process; only of two that fall on the same one, the later one in the plan gets the next.
+// marks gives out marks, no two things the same. They follow from what they stand for, so that clients' state outlives a new
+// process; only of two that would fall on the same one, the later one gets the next that is free. Things keep their marks for as
+// long as they are in one plan after the other, whatever else comes and goes.
 type marks struct {
-	holders map[uint32]string
+	given, before   map[string]uint32 // in this plan, and in the last one
+	holders, former map[uint32]string // the same the other way round
+	full            map[uint32]bool   // the bases of which all marks are given
+}
+
+// next begins a plan.
+func (m *marks) next() {
+	m.before, m.former = m.given, m.holders
+	m.given, m.holders = make(map[string]uint32, len(m.before)), make(map[uint32]string, len(m.former))
+	m.full = map[uint32]bool{}
 }
 
 // mark gives one of the n marks base, base+step and so on. It has none left to give if ok is false.
-func (m marks) mark(what string, base, step, n uint32) (mark uint32, isNew, ok bool) {
+func (m *marks) mark(what string, base, step, n uint32) (mark uint32, isNew, ok bool) {
+	if mark, ok = m.given[what]; ok {
+		return mark, false, true
+	}
+	if mark, ok = m.before[what]; !ok {
+		mark, ok = m.free(what, base, step, n)
+	}
+	if ok {
+		m.given[what], m.holders[mark] = mark, what
+	}
+	return mark, ok, ok
+}
+
+// free finds one that nothing has, nor had in the last plan: what had it may come yet.
+func (m *marks) free(what string, base, step, n uint32) (mark uint32, ok bool) {
+	if m.full[base] {
+		return 0, false
+	}
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(what)) // a hash takes all
 	first := h.Sum32()
 	first ^= first >> 15 // FNV changes little but the low bits for similar ends
 	for i := range n {
 		mark = base + (first+i)%n*step
-		if holder, taken := m.holders[mark]; !taken || holder == what {
-			m.holders[mark] = what
-			return mark, !taken, true
+		_, taken := m.holders[mark]
+		_, reserved := m.former[mark]
+		if !taken && !reserved {
+			return mark, true
 		}
 	}
-	return 0, false, false
+	m.full[base] = true
+	return 0, false
 }
 
 // service is the mark of a Service. What its limits count stays as it was made: other limits are another mark.
-func (m marks) service(o plan.Options, s *model.Service) uint32 {
+func (m *marks) service(o plan.Options, s *model.Service) uint32 {
 	var limits model.Limits
 	if s.Limits != nil {
 		limits = *s.Limits
 	}
-	mark, _, _ := m.mark(fmt.Sprintf("service %q %q %v", s.Ref.Namespace, s.Ref.Name, limits), o.Owner()|serviceMark, 1, serviceMark)
+	mark, _, _ := m.mark(fmt.Sprintf("service %x %s %v", o.Owner(), name(s), limits), o.Owner()|serviceMark, 1, serviceMark)
 	return mark
 }
 
 // port is the mark of a service port; ok is false where there are too many.
-func (m marks) port(o plan.Options, t *plan.Target) (mark uint32, isNew, ok bool) {
-	ref, port := t.Service.Ref, t.ServicePort
-	what := fmt.Sprintf("port %q %q %s %d", ref.Namespace, ref.Name, port.Protocol, port.Port)
+func (m *marks) port(o plan.Options, t *plan.Target) (mark uint32, isNew, ok bool) {
+	what := fmt.Sprintf("port %x %s %s %d", o.Owner(), name(t.Service), t.ServicePort.Protocol, t.ServicePort.Port)
 	return m.mark(what, o.Owner(), 1<<portShift, serviceMark>>portShift)
 }
 
 // endpoint is the mark of an endpoint of a service port.
-func (m marks) endpoint(port uint32, d model.Destination) uint32 {
+func (m *marks) endpoint(port uint32, d model.Destination) uint32 {
 	mark, _, _ := m.mark(fmt.Sprintf("endpoint %d %s", port, d.Addr), port+1, 1, endpoints)
 	return mark
+}
+
+// name tells a Service from all others, also from those of other clusters.
+func name(s *model.Service) string {
+	return fmt.Sprintf("%q %q %q", s.Ref.Cluster, s.Ref.Namespace, s.Ref.Name)
 }
 
 func hex(mark uint32) string { return "0x" + strconv.FormatUint(uint64(mark), 16) }

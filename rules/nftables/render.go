@@ -116,19 +116,22 @@ func Render(p *plan.Plan) Table { return new(Renderer).Render(p) }
 // A Renderer renders one plan after the other, and keeps what does not change. The zero value works. It is for one goroutine.
 type Renderer struct {
 	texts map[entryKey]*entryText
+	marks marks
 	sizes map[string]int // of the sets of the last plan
 	round int
 }
 
-// Render gives the same as the function Render, in the words of the last plan where nothing about them changed.
+// Render gives the same as the function Render, in the words of the last plan where nothing about them changed. Only marks may
+// differ, where two things would have the same one.
 func (k *Renderer) Render(p *plan.Plan) Table {
 	if k.texts == nil {
 		k.texts, k.sizes = map[entryKey]*entryText{}, map[string]int{}
 	}
 	k.round++
+	k.marks.next()
 	w := wordsOf(p.Family)
 	r := renderer{Plan: p, words: w, Renderer: k, sets: map[string]*Set{}, chains: map[string]Chain{},
-		marks: marks{map[uint32]string{}}, verdicts: map[treatment]string{}, ranged: map[*model.Service]bool{}}
+		verdicts: map[treatment]string{}, ranged: map[*model.Service]bool{}, unkept: map[*plan.Target]bool{}}
 	t := Table{Family: p.Family, Sets: w.sets()}
 	for i := range t.Sets {
 		set := &t.Sets[i]
@@ -141,6 +144,7 @@ func (k *Renderer) Render(p *plan.Plan) Table {
 	for _, set := range t.Sets {
 		k.sizes[set.Name] = len(set.Elements)
 	}
+	t.Unkept = len(r.unkept)
 	maps.DeleteFunc(k.texts, func(_ entryKey, text *entryText) bool { return text.round != k.round })
 	t.Chains = slices.SortedFunc(maps.Values(r.chains), func(a, b Chain) int { return cmp.Compare(a.Name, b.Name) })
 	return t
@@ -153,9 +157,9 @@ type renderer struct {
 	*Renderer
 	sets     map[string]*Set
 	chains   map[string]Chain
-	marks    marks
 	verdicts map[treatment]string    // that lead to the chains of treatments
 	ranged   map[*model.Service]bool // whose source ranges are written
+	unkept   map[*plan.Target]bool   // that found no mark to keep clients by
 }
 
 func (r *renderer) add(set, key, value string) {

@@ -26,6 +26,9 @@ func (r *renderer) stickyPort(t *plan.Target) (mark uint32, ok bool) {
 		return 0, false
 	}
 	mark, isNew, ok := r.marks.port(r.Options, t)
+	if !ok {
+		r.unkept[t] = true
+	}
 	if !isNew {
 		return mark, ok
 	}
