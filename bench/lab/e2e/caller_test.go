@@ -166,3 +166,12 @@ func everywhere(addrs []netip.Addr, port uint16, check func(netip.AddrPort) erro
 	}
 	return errors.Join(errs...)
 }
+
+// eventuallyAt waits for each address with the port alone: a kernel sends no more than one ICMP unreachable a second to a client
+// (net.ipv4.icmp_ratelimit), but for a few at once.
+func eventuallyAt(t *testing.T, addrs []netip.Addr, port uint16, check func(netip.AddrPort) error) {
+	t.Helper()
+	for _, a := range addrs {
+		cluster.Eventually(t, 20*time.Second, func() error { return check(netip.AddrPortFrom(a, port)) })
+	}
+}

@@ -239,10 +239,18 @@ func eventually(t *testing.T, cond func() error) {
 	cluster.Eventually(t, 10*time.Second, cond)
 }
 
-// ofIptables are the tables that iptables-nft makes and never removes; iptables-save shows what is in them.
-var ofIptables = regexp.MustCompile(`(?m)^table ip6? (filter|nat|mangle|raw|security)\n`)
+var (
+	counters = regexp.MustCompile(`\[\d+:\d+\]`)
+	comments = regexp.MustCompile(`(?m)^#.*\n`)
+	lifetime = regexp.MustCompile(` (expires|used) \S+`)
+	// ofIptables are the tables that iptables-nft makes and never removes; iptables-save shows what is in them.
+	ofIptables = regexp.MustCompile(`(?m)^table ip6? (filter|nat|mangle|raw|security)\n`)
+	// emptyTables are those of iptables-save that hold built-in chains with policy ACCEPT and nothing else: the first look
+	// creates them.
+	emptyTables = regexp.MustCompile(`(?m)^\*\w+\n(:[A-Z]+ ACCEPT ?\n)*COMMIT\n`)
+)
 
-// stateOf describes what an edge may change on its machine, in both families and all dataplanes.
+// stateOf describes what an edge may change on its machine, in both families and all dataplanes, without what changes by itself.
 func (s *site) stateOf(t *testing.T, host string) string {
 	t.Helper()
 	var b strings.Builder
@@ -252,8 +260,11 @@ func (s *site) stateOf(t *testing.T, host string) string {
 		"ip -brief link", "ip -brief address",
 		"sysctl net.ipv4.ip_forward net.ipv4.conf.all.rp_filter net.ipv4.conf.all.arp_ignore net.ipv4.conf.all.arp_announce net.ipv6.conf.all.forwarding net.netfilter.nf_conntrack_tcp_be_liberal",
 	} {
-		out := s.run(t, s.Host(host), strings.Fields(command)...)
-		fmt.Fprintf(&b, "%s:\n%s", command, withoutEmptyTables(ofIptables.ReplaceAllString(lifetime.ReplaceAllString(counters.ReplaceAllString(comments.ReplaceAllString(out, ""), ""), ""), "")))
+		text := s.run(t, s.Host(host), strings.Fields(command)...)
+		for _, unsteady := range []*regexp.Regexp{comments, counters, lifetime, ofIptables, emptyTables} {
+			text = unsteady.ReplaceAllString(text, "")
+		}
+		fmt.Fprintf(&b, "%s:\n%s", command, text)
 	}
 	return b.String()
 }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,9 +52,8 @@ func TestSCTP(t *testing.T) {
 	want := func(check func(netip.AddrPort) error) {
 		t.Helper()
 		s.onEach(t, gates, func(t *testing.T, g *gate) {
-			eventually(t, func() error {
-				return errors.Join(everywhere(vips, 8000, check), everywhere(clusterIPs, 8000, check), everywhere(g.addrs(), 30150, check))
-			})
+			eventuallyAt(t, append(slices.Clone(vips), clusterIPs...), 8000, check)
+			eventuallyAt(t, g.addrs(), 30150, check)
 		})
 	}
 	want(func(to netip.AddrPort) error {

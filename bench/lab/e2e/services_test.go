@@ -6,9 +6,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
-
-	"sallyport/bench/lab/cluster"
 )
 
 // pods is a Deployment whose pods answer /hostname, /clientip and more by HTTP, and "hostname" by UDP, on the same port.
@@ -336,9 +333,8 @@ func noEndpoints(t *testing.T, s *site, gates []*gate) {
 	want := func(check func(netip.AddrPort) error) {
 		t.Helper()
 		s.onEach(t, gates, func(t *testing.T, g *gate) {
-			cluster.Eventually(t, 20*time.Second, func() error {
-				return errors.Join(everywhere(vips, 8000, check), everywhere(g.addrs(), 30110, check))
-			})
+			eventuallyAt(t, vips, 8000, check)
+			eventuallyAt(t, g.addrs(), 30110, check)
 		})
 	}
 	refused := func(to netip.AddrPort) error {
