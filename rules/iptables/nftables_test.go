@@ -4,10 +4,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"sallyport/rules/nftables"
 	"sallyport/rules/nftables/trace"
 	"sallyport/rules/plan"
+	"sallyport/rules/scenario"
+	"sallyport/watcher/model"
 )
 
 // TestAgreesWithNFTables compares the trees with the maps of nftables, over random services, options and packets.
@@ -53,4 +56,30 @@ func transitFlow(r *rand.Rand, f plan.Family) string {
 	state := []string{"", "ESTABLISHED ", "INVALID ", "MIDSTREAM ", "UNTRACKED "}[r.IntN(5)]
 	proto := []string{"tcp", "udp", "sctp", dialectOf(f).icmp}[r.IntN(4)]
 	return fmt.Sprintf("%s%s -> %s %s", state, ends[r.IntN(len(ends))], proto, ends[r.IntN(len(ends))])
+}
+
+// TestClusters has Services of the same name in two clusters: they share neither source ranges nor endpoints.
+func TestClusters(t *testing.T) {
+	service := func(cluster, vip, pods string) model.Service {
+		svc := scenario.Service("same", vip, "TCP 80 0:"+pods)
+		svc.Ref.Cluster = cluster
+		svc.Affinity = &model.Affinity{Timeout: time.Hour, Exact: true}
+		svc.SourceRanges = &model.SourceRanges{}
+		return svc
+	}
+	a, b := service("a", "198.51.100.1", " 10.1.0.2:80"), service("b", "198.51.100.2", " 10.1.0.3:80")
+	for i := range 10 { // more than are inline
+		a.SourceRanges.Prefixes = append(a.SourceRanges.Prefixes, prefixes(fmt.Sprintf("10.1.%d.0/24", i))...)
+		b.SourceRanges.Prefixes = append(b.SourceRanges.Prefixes, prefixes(fmt.Sprintf("10.2.%d.0/24", i))...)
+	}
+	for flow, want := range map[string]string{
+		"10.1.1.9 -> tcp 198.51.100.1:80": "10.1.0.2:80 masq",
+		"10.2.1.9 -> tcp 198.51.100.1:80": "DROP",
+		"10.1.1.9 -> tcp 198.51.100.2:80": "DROP",
+		"10.2.1.9 -> tcp 198.51.100.2:80": "10.1.0.3:80 masq",
+	} {
+		if got := fateIn(t, scenario.Snapshot(a, b), everywhere(), flow); got != want {
+			t.Errorf("%s: got %s, want %s", flow, got, want)
+		}
+	}
 }

@@ -19,7 +19,7 @@ func (r *renderer) countSources(t *plan.Target) (n int) {
 func (r *renderer) isClosed(e plan.Entry) bool { return e.Restricted && r.countSources(e.Target) == 0 }
 
 func sourcesChain(s *model.Service) string {
-	return "SALLY-SRC-" + digest(digestLength, s.Ref.Namespace, s.Ref.Name)
+	return "SALLY-SRC-" + digest(digestLength, scope(s.Ref), s.Ref.Name)
 }
 
 // sources writes the tree that marks who is outside the source ranges, for all entries of a Service.

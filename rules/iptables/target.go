@@ -15,7 +15,15 @@ func (r *renderer) isSpecial(e plan.Entry) bool {
 
 // identity tells a service port from all others.
 func identity(t *plan.Target) (parts [4]string) {
-	return [4]string{t.Service.Ref.Namespace, t.Service.Ref.Name, string(t.ServicePort.Protocol), strconv.Itoa(int(t.ServicePort.Port))}
+	return [4]string{scope(t.Service.Ref), t.Service.Ref.Name, string(t.ServicePort.Protocol), strconv.Itoa(int(t.ServicePort.Port))}
+}
+
+// scope is the namespace of a Service, with its cluster where that has a name: two clusters may have the same Services.
+func scope(r model.ObjectRef) string {
+	if r.Cluster == "" {
+		return r.Namespace
+	}
+	return r.Cluster + ":" + r.Namespace // which no namespace contains (RFC 1123)
 }
 
 func specialChain(e plan.Entry, group uint8) string {
