@@ -117,7 +117,7 @@ const forgotten = 20 * time.Second
 func limitTotal(t *testing.T, s *site, gates []*gate) {
 	vips := s.vips(72)
 	s.limited(t, `limit-connections: "4"`, vips)
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, _ *gate) {
 		to, to6 := netip.AddrPortFrom(vips[0], 8000), netip.AddrPortFrom(vips[1], 8000)
 		eventually(t, func() error { return errors.Join(s.caller().asks(to), s.caller().asks(to6)) })
 		var open []*session

@@ -257,7 +257,7 @@ func externalIPsOfOthers(t *testing.T, s *site, gates []*gate) {
 	s.Apply(t, ns, "{apiVersion: v1, kind: Service, metadata: {name: headless}, spec: {clusterIP: None, selector: {app: web}, externalIPs: ["+ip+"], ports: [{port: 8001, targetPort: 8080}]}}\n---\n"+
 		"{apiVersion: v1, kind: Service, metadata: {name: named}, spec: {type: ExternalName, externalName: example.com, externalIPs: ["+ip+"], ports: [{port: 8002, targetPort: 8080}]}}\n---\n"+
 		service("served", "externalIPs: ["+ip+"], ports: [{port: 8000, targetPort: serve}]"))
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, _ *gate) {
 		addr := external(61)[0]
 		eventually(t, func() error { return s.caller().wantPods(netip.AddrPortFrom(addr, 8000), 1) })
 		for _, port := range []uint16{8001, 8002} {
@@ -278,7 +278,7 @@ func clusterIPsFromOutside(t *testing.T, s *site, gates []*gate) {
 	if len(ips) != 2 {
 		t.Fatalf("ClusterIPs %v", ips)
 	}
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, _ *gate) {
 		eventually(t, func() error {
 			return errors.Join(
 				everywhere(ips, 80, func(to netip.AddrPort) error { return s.caller().wantPods(to, 2) }),
