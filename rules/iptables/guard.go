@@ -82,7 +82,7 @@ func (r *renderer) lead(input *chain, name string, addrs []netip.Addr, to string
 	destination := r.byDestination()
 	tree{b: r.filter, name: name, by: destination, write: func(c *chain, it item) {
 		c.rule(destination.match([]item{it}), "-g", to)
-	}}.enter(input, prefixItems(merge(addrs)))
+	}}.enter(input, "-j", prefixItems(merge(addrs)))
 }
 
 // answers has packets of endpoints dropped that conntrack cannot place, such as late retransmissions. They

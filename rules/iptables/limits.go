@@ -15,7 +15,8 @@ const (
 	// dropped. After 2 s a client has all of its burst again, so that it need not be known any longer.
 	clientTable = "--hashlimit-htable-size 2048 --hashlimit-htable-max 262144 --hashlimit-htable-expire 2000"
 
-	limitsRoot = "SALLY-LIMITS"
+	limitsRoot  = "SALLY-LIMITS"
+	limitsPorts = "SALLY-LIM-PORTS" // no chain of a Service: their names go on in lower case
 )
 
 func isLimited(s *model.Service) bool { return s.Limits != nil && *s.Limits != model.Limits{} }
@@ -49,18 +50,30 @@ func (r *renderer) limits(from ...*chain) {
 	for _, c := range from {
 		c.rule(isMarked(r.Owner()|verdictSent|verdictLimited, verdictMask), "-j", limitsRoot)
 	}
-	root := r.filter.chain(limitsRoot)
-	if len(items) > 0 {
-		tree{b: r.filter, name: "SALLY-LIM-VIP", by: byAddr{originally, r.Family.Bits()}, write: r.limitAddress, keep: true}.enter(root, items)
+	root, miss := r.filter.chain(limitsRoot), ""
+	if len(nodePorts) > 0 {
+		miss = "-g " + limitsPorts
 	}
+	if len(items) > 0 {
+		tree{b: r.filter, name: "SALLY-LIM-VIP", by: byAddr{originally, r.Family.Bits()}, write: r.limitAddress, miss: miss, keep: true}.enter(root, "-g", items)
+	}
+	if miss != "" {
+		root.rule(miss)
+		r.limitNodePorts(nodePorts)
+	}
+	r.limitServices(items, nodePorts)
+}
+
+// limitNodePorts writes the way of what was not sent to an address of a Service.
+func (r *renderer) limitNodePorts(nodePorts []plan.Entry) {
+	c := r.filter.chain(limitsPorts)
 	for _, entries := range byProtocol(nodePorts) {
 		by := originalPort{byPort(protocol(entries[0].Protocol))}
 		items := r.portItems(entries, 0)
 		name := "SALLY-LIM-" + string(entries[0].Protocol)
-		root.rule(by.match(items), "-g", name)
+		c.rule(by.match(items), "-g", name)
 		tree{b: r.filter, name: name, by: by, write: r.limitPort, keep: true}.build(items)
 	}
-	r.limitServices(items, nodePorts)
 }
 
 // originally matches the address that the client connected to.
@@ -111,7 +124,7 @@ func (r *renderer) limitServices(items []item, nodePorts []plan.Entry) {
 }
 
 func limitsChain(s *model.Service) string {
-	return "SALLY-LIM-" + digest(digestLength, s.Ref.Namespace, s.Ref.Name)
+	return "SALLY-LIM-" + digest(digestLength, scope(s.Ref), s.Ref.Name)
 }
 
 // limit writes the chain that drops what exceeds the limits, for all entries of a Service. A hashlimit of another rate needs
@@ -121,7 +134,7 @@ func (r *renderer) limit(s *model.Service) {
 	if l.NewPerSecond != 0 {
 		rate := strconv.Itoa(int(min(l.NewPerSecond, maxRate)))
 		c.rule("-m hashlimit --hashlimit-above", rate+"/sec --hashlimit-burst", rate, "--hashlimit-mode srcip --hashlimit-srcmask", r.clientMask,
-			clientTable, "--hashlimit-name", Prefix+digest(digestLength, s.Ref.Namespace, s.Ref.Name, rate), "-j DROP")
+			clientTable, "--hashlimit-name", Prefix+digest(digestLength, scope(s.Ref), s.Ref.Name, rate), "-j DROP")
 	}
 	if l.PerClient != 0 {
 		c.rule("-m connlimit --connlimit-above", strconv.Itoa(int(l.PerClient)), "--connlimit-mask", r.clientMask, "--connlimit-saddr -j DROP")

@@ -247,13 +247,10 @@ func randomOptions(r *rand.Rand) plan.Options {
 func randomSnapshot(r *rand.Rand) *model.Snapshot {
 	s := scenario.Snapshot()
 	s.Nodes[0].PodCIDRs = append(s.Nodes[0].PodCIDRs, netip.MustParsePrefix("2001:db8:1::/64"))
-	nets := []string{"198.51.100.", "203.0.113.", "10.200.7.", "10.200.8.", "2001:db8:5::", "2001:db8:6::", "2001:db8:5:1::"}
-	r.Shuffle(len(nets), func(i, j int) { nets[i], nets[j] = nets[j], nets[i] })
-	nets = nets[:1+r.IntN(len(nets))]
-	address := func() netip.Addr { return netip.MustParseAddr(fmt.Sprint(nets[r.IntN(len(nets))], r.IntN(256))) }
+	address := randomAddresses(r)
 	for i := range 1 + r.IntN(60) {
 		var ports []string
-		for _, port := range r.Perm(200)[:1+r.IntN(1+r.IntN(20))] { // a port number has one meaning in a Service
+		for _, port := range r.Perm(200)[:1+r.IntN(1+r.IntN([]int{20, 20, 20, 20, 20, 60}[r.IntN(6)]))] { // a port number has one meaning in a Service
 			ports = append(ports, fmt.Sprintf("%s %d %d:%s", []string{"TCP", "UDP", "SCTP"}[r.IntN(3)], 1+port,
 				[]int{0, 30000 + r.IntN(2768)}[r.IntN(2)], randomDestinations(r)))
 		}
@@ -266,6 +263,28 @@ func randomSnapshot(r *rand.Rand) *model.Snapshot {
 		s.Services = append(s.Services, svc)
 	}
 	return s
+}
+
+// randomAddresses draws from a few networks, among them the edge's own and those of held addresses.
+func randomAddresses(r *rand.Rand) func() netip.Addr {
+	nets := []string{"198.51.100.", "203.0.113.", "10.200.7.", "192.0.2.", "10.0.0.", "2001:db8:5::", "2001:db8:5:1::", "2001:db8:e::", "2001:db8:b::"}
+	r.Shuffle(len(nets), func(i, j int) { nets[i], nets[j] = nets[j], nets[i] })
+	nets = nets[:1+r.IntN(len(nets))]
+	o := groupOptions()
+	o.Groups = append(o.Groups, plan.Group{NodesGateway: addrs("10.0.0.108")})
+	taken := append(addrs(edgeIP+" "+edgeIPv6+" 192.0.2.9 "+scenario.NodeIP), heldBy(o)...)
+	return func() netip.Addr {
+		for {
+			if a := netip.MustParseAddr(fmt.Sprint(nets[r.IntN(len(nets))], r.IntN(256))); !slices.Contains(taken, a) {
+				return a
+			}
+		}
+	}
+}
+
+// heldBy are the addresses of the options' groups.
+func heldBy(o plan.Options) []netip.Addr {
+	return slices.Concat(plan.New(&model.Snapshot{}, plan.IPv4, o).Held, plan.New(&model.Snapshot{}, plan.IPv6, o).Held)
 }
 
 func randomDestinations(r *rand.Rand) string {

@@ -66,7 +66,7 @@ func (r *renderer) services() {
 	}
 	if len(r.Addresses) > 0 {
 		tree{b: r.nat, name: "SALLY-VIP", by: r.byDestination(), write: r.address, stop: r.endAddresses, miss: miss, keep: true}.
-			enter(root, r.addressItems())
+			enter(root, "-g", r.addressItems())
 	}
 	if miss != "" {
 		root.rule(miss)
@@ -90,7 +90,10 @@ func (r *renderer) addressItems() []item {
 	return items
 }
 
-const refuseChain = "SALLY-REFUSE"
+const (
+	refuseChain = "SALLY-REFUSE"
+	refuse      = "-g " + refuseChain
+)
 
 // endAddresses ends the walk for the addresses of a leaf: NodePorts are not served there, and a cluster IP has no other ports.
 func (r *renderer) endAddresses(c *chain, items []item) {
@@ -106,7 +109,7 @@ func (r *renderer) endAddresses(c *chain, items []item) {
 		c.rule("-d", p.String(), "-j RETURN")
 	}
 	for _, p := range merge(routed) {
-		c.rule("-d", p.String(), "-g", refuseChain)
+		c.rule("-d", p.String(), refuse)
 	}
 }
 
@@ -134,9 +137,12 @@ func (r *renderer) ports(c *chain, match string, it item) {
 		if r.Family == plan.IPv6 {
 			by = shortPort{byPort(proto)}
 		}
-		items := r.portItems(entries, it.group)
+		items, miss := r.portItems(entries, it.group), ""
+		if !it.own {
+			miss = refuse
+		}
 		c.rule(match, by.match(items), "-g", name)
-		tree{b: r.nat, name: name, by: by, write: r.port, keep: true}.build(items)
+		tree{b: r.nat, name: name, by: by, write: r.port, miss: miss, keep: true}.build(items)
 	}
 }
 

@@ -42,9 +42,10 @@ type tree struct {
 	keep bool
 }
 
-// enter builds the tree and appends the rules that lead there. Addresses that lie far apart get a rule each, so that
-// what lies between them does not enter the tree.
-func (t tree) enter(c *chain, items []item) {
+// enter builds the tree and appends the rules that lead there, by "-j" or "-g". Addresses that lie far apart get a rule each, so
+// that what lies between them does not enter the tree. Other keys do: what no item takes has to find its way by miss, or by
+// coming back to the rules that follow, after "-j".
+func (t tree) enter(c *chain, by string, items []item) {
 	blocks := [][]item{items}
 	for len(blocks) < entryRules {
 		wide := slices.IndexFunc(blocks, func(b []item) bool { return len(b) > 1 && common(b) < t.by.length()/2 })
@@ -56,7 +57,7 @@ func (t tree) enter(c *chain, items []item) {
 		blocks = slices.Replace(blocks, wide, wide+1, b[:one], b[one:])
 	}
 	for _, b := range blocks {
-		c.rule(t.by.match(b), "-g", t.name)
+		c.rule(t.by.match(b), by, t.name)
 	}
 	t.build(items)
 }
