@@ -9,8 +9,8 @@ import (
 	"sallyport/gateway/balance"
 )
 
-// affinities remember which endpoint of a service port each client was last sent to (model.Affinity.Exact). Where MaxClients
-// are remembered already, a further client's address alone decides, as it does without Exact.
+// affinities remember which endpoint of a service port each client was last sent to (model.Affinity.Exact). Where a port has its
+// share of MaxClients, a further client's address alone decides, as it does without Exact.
 type affinities struct {
 	uptime     func() time.Duration
 	remembered *budget
@@ -38,7 +38,7 @@ func (a *affinities) endpoint(client netip.Addr) *balance.Endpoint {
 func (a *affinities) remember(client netip.Addr, e *balance.Endpoint, timeout time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, known := a.clients[client]; !known && !a.remembered.take() {
+	if _, known := a.clients[client]; !known && !a.remembered.take(len(a.clients)) {
 		return
 	}
 	if a.clients == nil {

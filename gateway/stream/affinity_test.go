@@ -161,7 +161,7 @@ func TestExactAffinityIsToWhoTookTheConnection(t *testing.T) {
 }
 
 func TestExactAffinityIsBoundedAndForgets(t *testing.T) {
-	p := New(Options{MaxClients: 2})
+	p := New(Options{MaxClients: 4})
 	t.Cleanup(p.Close)
 	c := &clock{now: time.Hour}
 	p.states.uptime = c.uptime

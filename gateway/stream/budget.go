@@ -8,9 +8,11 @@ type budget struct {
 	most int64
 }
 
-// take asks for one more, and reports whether it is to be had. It is paired with give.
-func (b *budget) take() bool {
-	if b.used.Add(1) > b.most {
+// take asks for one more for a holder that has own, and reports whether it is to be had. It is paired with give. No one gets
+// more than is left over for all others: one holder in a flood has half, two have a third each, and the rest is there for those
+// who have few.
+func (b *budget) take(own int) bool {
+	if b.used.Add(1)+int64(own) > b.most {
 		b.used.Add(-1)
 		return false
 	}

@@ -26,8 +26,9 @@ const limitedBits = 64
 
 // A limiter keeps the connections of one Service, over all its ports, within its limits. UDP sessions are connections, too.
 //
-// Clients are remembered while they have a connection, or had one within the last second. Where MaxClients are remembered,
-// further ones are denied, as the kernel's hashlimit does: a limit that a flood of clients could turn off would be none.
+// Clients are remembered while they have a connection, or had one within the last second. Where a Service has its share of
+// MaxClients, further ones are denied, as the kernel's hashlimit does: a limit that a flood of clients could turn off would be
+// none.
 type limiter struct {
 	uptime     func() time.Duration
 	remembered *budget
@@ -107,12 +108,12 @@ func (l *limiter) usage(client netip.Addr, now time.Duration) *usage {
 	if u := l.clients[client]; u != nil {
 		return u
 	}
-	if !l.remembered.take() {
+	if !l.remembered.take(len(l.clients)) {
 		if now < l.swept+time.Second {
 			return nil
 		}
 		l.forget(now)
-		if !l.remembered.take() {
+		if !l.remembered.take(len(l.clients)) {
 			return nil
 		}
 	}

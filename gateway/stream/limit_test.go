@@ -117,7 +117,7 @@ func TestLimitsMayChange(t *testing.T) {
 }
 
 func TestLimitedClientsAreBounded(t *testing.T) {
-	l, c := newLimiter(model.Limits{NewPerSecond: 1}, 2)
+	l, c := newLimiter(model.Limits{NewPerSecond: 1}, 4)
 	first, _ := l.admit(alice)
 	second, _ := l.admit(bob)
 	second.release() // and bob's second is not over
@@ -136,6 +136,22 @@ func TestLimitedClientsAreBounded(t *testing.T) {
 	l.sweep(c.now)
 	if n := l.remembered.used.Load(); n != 1 || len(l.clients) != 1 {
 		t.Errorf("remembered = %d of %d, want only carol", n, len(l.clients))
+	}
+}
+
+// The clients of one Service leave room for those of others.
+func TestLimitedClientsOfOneServiceLeaveRoom(t *testing.T) {
+	const most = 100
+	flooded, c := newLimiter(model.Limits{PerClient: 1}, most)
+	other := &limiter{uptime: c.uptime, remembered: flooded.remembered, limits: model.Limits{PerClient: 1}}
+	for i := range most {
+		flooded.admit(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+	}
+	if _, denied := flooded.admit(alice); denied != denyFull || len(flooded.clients) != most/2 {
+		t.Errorf("with %d clients the next one: %q, want half of %d, and %q", len(flooded.clients), denied, most, denyFull)
+	}
+	if _, denied := other.admit(alice); denied != "" {
+		t.Errorf("a client of another Service: %q, want it admitted", denied)
 	}
 }
 

@@ -42,18 +42,20 @@ type Options struct {
 	// one edge after a restart.
 	HashSeed uint32
 	// MaxClients bounds the clients that are remembered at one time, over all Services, for their limits, and once more for
-	// exact affinity. Default: 65536, some 10 MB for each of the two.
+	// exact affinity. One Service has no more of them than are left. Default: 131072, some 20 MB for each of the two.
 	MaxClients int
 	// DialTimeout bounds the search for a destination that takes a TCP connection, all tries together. Default: 5 s.
 	DialTimeout time.Duration
 	// TCPIdleTimeout is how long a connection may carry no data in either direction before it is reset. Dead peers
 	// are found sooner, by TCP keepalive. Default: 1 h; negative: no limit.
 	TCPIdleTimeout time.Duration
-	// UDPIdleTimeout is how long a client is remembered after the last datagram in either direction, give or take
-	// a quarter. Default: 60 s.
+	// UDPIdleTimeout is how long a client is remembered after the last datagram in either direction, and a quarter of it how
+	// long one that has not sent again after an answer; both give or take a sixteenth of it. Default: 120 s, so that it is what
+	// the kernel dataplanes have (net.netfilter.nf_conntrack_udp_timeout_stream, and _timeout: 30 s).
 	UDPIdleTimeout time.Duration
 	// MaxUDPSessions bounds the UDP clients remembered at one time, over all service ports; each costs a file
-	// descriptor. Datagrams of further clients are dropped. Default: 16384.
+	// descriptor. One Service has no more of them than are left: datagrams of its further clients are dropped, each of which
+	// makes room by ending a session that has not sent again after an answer, as sources that are forged do not. Default: 32768.
 	MaxUDPSessions int
 	// Endpoints holds the state of destinations. Default: a registry of the proxy's own.
 	Endpoints *balance.Registry
@@ -70,9 +72,9 @@ func (o Options) withDefaults() Options {
 	}
 	o.DialTimeout = cmp.Or(o.DialTimeout, 5*time.Second)
 	o.TCPIdleTimeout = cmp.Or(o.TCPIdleTimeout, time.Hour)
-	o.UDPIdleTimeout = cmp.Or(o.UDPIdleTimeout, time.Minute)
-	o.MaxUDPSessions = cmp.Or(o.MaxUDPSessions, 16384)
-	o.MaxClients = cmp.Or(o.MaxClients, 65536)
+	o.UDPIdleTimeout = cmp.Or(o.UDPIdleTimeout, 2*time.Minute)
+	o.MaxUDPSessions = cmp.Or(o.MaxUDPSessions, 32768)
+	o.MaxClients = cmp.Or(o.MaxClients, 131072)
 	if o.Endpoints == nil {
 		o.Endpoints = new(balance.Registry)
 	}
@@ -184,7 +186,7 @@ func (p *Proxy) uptime() time.Duration { return time.Since(p.started) }
 
 // sweepUntilStopped ends idle connections and sessions, looking four times in the shortest timeout.
 func (p *Proxy) sweepUntilStopped() {
-	every := p.opt.UDPIdleTimeout
+	every := p.opt.UDPIdleTimeout / 4
 	if p.opt.TCPIdleTimeout > 0 {
 		every = min(every, p.opt.TCPIdleTimeout)
 	}
@@ -205,7 +207,7 @@ func (p *Proxy) sweep(now time.Duration) {
 	p.mu.Lock()
 	for _, b := range p.listeners {
 		if u, ok := b.listener.(*udpListener); ok {
-			u.expire(now - p.opt.UDPIdleTimeout)
+			u.expire(now)
 		}
 	}
 	p.mu.Unlock()

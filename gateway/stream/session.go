@@ -20,28 +20,46 @@ type session struct {
 	endpoint *balance.Endpoint
 	conn     *net.UDPConn // connected; closing it ends the session
 	admitted admission
-	traffic  *traffic
+	state    *portState
 	// replyControl makes replies leave from the address that the client sent to.
 	replyControl []byte
 	used         atomic.Int64 // uptime of the last datagram in either direction
+	stage        atomic.Uint32
 }
+
+// The stages of a session. That the client sends again after an answer shows that it got that: its address is not forged.
+const (
+	begun uint32 = iota
+	answered
+	lasting
+)
 
 func (s *session) touch()                  { s.used.Store(int64(s.listener.proxy.uptime())) }
 func (s *session) lastUsed() time.Duration { return time.Duration(s.used.Load()) }
+
+// timeout is how long the session may be idle.
+func (s *session) timeout() time.Duration {
+	if s.stage.Load() == lasting {
+		return s.listener.proxy.opt.UDPIdleTimeout
+	}
+	return s.listener.proxy.opt.UDPIdleTimeout / 4
+}
 
 // begin counts the session. It is paired with finish.
 func (s *session) begin() {
 	s.listener.proxy.metrics.sessionsTotal.Inc()
 	s.listener.proxy.metrics.sessions.Inc()
 	s.endpoint.Begin()
-	s.traffic.begin()
+	s.state.sessions.Add(1)
+	s.state.traffic.begin()
 	s.touch()
 }
 
 // finish gives back what the session had.
 func (s *session) finish() {
 	s.listener.end(s)
-	s.traffic.end()
+	s.state.sessions.Add(-1)
+	s.state.traffic.end()
 	s.endpoint.End()
 	s.admitted.release()
 	s.listener.proxy.metrics.sessions.Dec()
@@ -69,13 +87,14 @@ func (s *session) reply(in *inbox, raw syscall.RawConn) bool {
 	}
 	defer p.datagrams.Put(in.buffer)
 	s.touch()
+	s.stage.CompareAndSwap(begun, answered)
 	n, _, err := s.listener.conn.WriteMsgUDPAddrPort((*in.buffer)[:in.n], s.replyControl, s.peer.client)
 	if err != nil {
 		p.metrics.dropSend.Inc()
 		return !errors.Is(err, net.ErrClosed)
 	}
 	p.metrics.udpOut.Add(float64(n))
-	s.traffic.out.Add(uint64(n))
+	s.state.traffic.out.Add(uint64(n))
 	return true
 }
 

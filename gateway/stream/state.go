@@ -2,6 +2,7 @@ package stream
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sallyport/watcher/model"
@@ -17,16 +18,18 @@ type portKey struct {
 
 // A portState is what is known of a service port that no snapshot says. All listeners of the port share it.
 type portState struct {
-	limiter *limiter // the Service's
-	clients affinities
-	traffic traffic
-	round   uint64 // of states, when a snapshot last had it
+	limiter  *limiter      // the Service's
+	sessions *atomic.Int64 // the Service's
+	clients  affinities
+	traffic  traffic
+	round    uint64 // of states, when a snapshot last had it
 }
 
 // A serviceState is what is known of a Service that no snapshot says.
 type serviceState struct {
-	limiter limiter
-	round   uint64
+	limiter  limiter
+	sessions atomic.Int64 // of UDP, as told to Proxy.udpSessions
+	round    uint64
 }
 
 // states are the states of all Services and service ports of the latest snapshot, and of those before while connections
@@ -66,7 +69,7 @@ func (s *states) port(svc *model.Service, port *model.ServicePort) *portState {
 	key := portKey{svc.Ref, port.Name, port.Protocol, port.Port}
 	st := s.ports[key]
 	if st == nil {
-		st = &portState{limiter: &owner.limiter}
+		st = &portState{limiter: &owner.limiter, sessions: &owner.sessions}
 		st.clients.uptime, st.clients.remembered = s.uptime, &s.affined
 		s.ports[key] = st
 	}

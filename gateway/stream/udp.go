@@ -59,11 +59,29 @@ func (l *udpListener) aim(t *target) {
 	l.endWhere(func(s *session) bool { return !kept[s.endpoint] })
 }
 
-// expire ends the sessions without a datagram since the uptime since.
-func (l *udpListener) expire(since time.Duration) {
+// expire ends the sessions that are idle at the uptime now.
+func (l *udpListener) expire(now time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.endWhere(func(s *session) bool { return s.lastUsed() <= since })
+	l.endWhere(func(s *session) bool { return now-s.lastUsed() >= s.timeout() })
+}
+
+// maxLooks bounds the search for a session to end, as the kernel's early_drop does.
+const maxLooks = 8
+
+// makeRoom ends one session, any that is not lasting, if a few looks find one. l.mu is held.
+func (l *udpListener) makeRoom() {
+	looks := 0
+	for who, s := range l.sessions {
+		if s.stage.Load() != lasting {
+			s.conn.Close()
+			delete(l.sessions, who)
+			return
+		}
+		if looks++; looks == maxLooks {
+			return
+		}
+	}
 }
 
 // close ends all sessions, whose replies have no socket to leave by any more.
@@ -115,13 +133,16 @@ func (l *udpListener) forward(payload, control []byte, client netip.AddrPort) {
 		return
 	}
 	s.touch()
+	if s.stage.Load() == answered {
+		s.stage.Store(lasting)
+	}
 	if _, err := s.conn.Write(payload); err != nil { // such as ECONNREFUSED, the ICMP answer to an earlier one
 		l.proxy.metrics.dropSend.Inc()
 		l.end(s)
 		return
 	}
 	l.proxy.metrics.udpIn.Add(float64(len(payload)))
-	s.traffic.in.Add(uint64(len(payload)))
+	s.state.traffic.in.Add(uint64(len(payload)))
 }
 
 // session returns the session of a client, which is begun for a new one; nil if it cannot be.
@@ -150,8 +171,9 @@ func (l *udpListener) begin(who peer, control []byte) *session {
 		p.metrics.deny(denySource)
 		return nil
 	}
-	if !p.udpSessions.take() {
+	if !p.udpSessions.take(int(t.state.sessions.Load())) {
 		p.metrics.dropTableFull.Inc()
+		l.makeRoom()
 		return nil
 	}
 	admitted, denied := t.state.limiter.admit(from)
@@ -168,7 +190,7 @@ func (l *udpListener) begin(who peer, control []byte) *session {
 		p.opt.Log.Debug("no destination takes the datagram", "service", t.service, "client", who.client, "err", err)
 		return nil
 	}
-	s := &session{listener: l, peer: who, endpoint: endpoint, conn: conn, admitted: admitted, traffic: &t.state.traffic,
+	s := &session{listener: l, peer: who, endpoint: endpoint, conn: conn, admitted: admitted, state: t.state,
 		replyControl: replyControl(slices.Clone(control))}
 	s.begin()
 	return s

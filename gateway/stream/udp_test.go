@@ -70,10 +70,18 @@ func TestUDPIdleSessionExpires(t *testing.T) {
 	e := newEdge(t, Options{UDPIdleTimeout: timeout})
 	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "a")))
 	sessions := func() float64 { return e.value(t, "sallyport_stream_udp_sessions") }
-	c := udpDial(t, e.at(30053))
+	once, c := udpDial(t, e.at(30053)), udpDial(t, e.at(30053))
 	before := e.uptime()
+	ask(t, once, "?")
+	ask(t, c, "?")
 	ask(t, c, "?")
 
+	e.sweep(before + timeout/4)
+	if n := sessions(); n != 2 {
+		t.Errorf("sessions before a quarter of the timeout = %v, want 2", n)
+	}
+	e.sweep(e.uptime() + timeout/4)
+	eventually(t, "the session of the client that sent once has ended", func() bool { return sessions() == 1 })
 	e.sweep(before + timeout)
 	if n := sessions(); n != 1 {
 		t.Errorf("sessions before the timeout = %v, want 1", n)
@@ -83,8 +91,8 @@ func TestUDPIdleSessionExpires(t *testing.T) {
 	if got := ask(t, c, "?"); got != "a:?" {
 		t.Errorf("answer after the timeout = %q, want %q", got, "a:?")
 	}
-	if n := e.value(t, "sallyport_stream_udp_sessions_total"); n != 2 {
-		t.Errorf("sessions ever = %v, want 2", n)
+	if n := e.value(t, "sallyport_stream_udp_sessions_total"); n != 3 {
+		t.Errorf("sessions ever = %v, want 3", n)
 	}
 }
 
@@ -142,11 +150,13 @@ func TestUDPClientOfADeadDestinationChoosesAgain(t *testing.T) {
 }
 
 func TestUDPSessionsAreBounded(t *testing.T) {
-	e := newEdge(t, Options{MaxUDPSessions: 2})
+	e := newEdge(t, Options{MaxUDPSessions: 3})
 	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "a")), service("ntp", model.UDP, 30123, udpEcho(t, "b")))
 	first, second, third := udpDial(t, e.at(30053)), udpDial(t, e.at(30123)), udpDial(t, e.at(30053))
-	ask(t, first, "?")
-	ask(t, second, "?")
+	for _, c := range []*net.UDPConn{first, second} {
+		ask(t, c, "?")
+		ask(t, c, "?") // it stays, whoever comes
+	}
 	third.Write([]byte("?"))
 	eventually(t, "the third client's datagram is dropped", func() bool {
 		return e.value(t, "sallyport_stream_dropped_datagrams_total") == 1
@@ -167,6 +177,76 @@ func TestUDPUnreachableDestinationIsCounted(t *testing.T) {
 	eventually(t, "the datagram is dropped", func() bool { return e.value(t, "sallyport_stream_dropped_datagrams_total") == 1 })
 	if n := e.udpSessions.used.Load(); n != 0 {
 		t.Errorf("sessions = %d, want 0", n)
+	}
+}
+
+// flood sends a datagram from each of so many addresses, and does not wait for answers, as if they were forged.
+func flood(t *testing.T, addr string, sources int) {
+	t.Helper()
+	for range sources {
+		d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback(), 0))}
+		c, err := d.Dial("udp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Write([]byte("flood"))
+		c.Close()
+	}
+}
+
+// sessionOf returns the session of a client; nil if it has none.
+func (e edge) sessionOf(client *net.UDPConn) *session {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, b := range e.listeners {
+		if l, ok := b.listener.(*udpListener); ok {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			for who, s := range l.sessions {
+				if who.client == client.LocalAddr().(*net.UDPAddr).AddrPort() {
+					return s
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// A flood of sources at one Service leaves room for the clients of others, and for those of its own that were there before.
+func TestUDPFloodIsItsOwnServicesAlone(t *testing.T) {
+	const most = 100
+	e := newEdge(t, Options{MaxUDPSessions: most})
+	silent, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback(), 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	flooded := service("dns", model.UDP, 30053, udpEcho(t, "a"))
+	flooded.VIPs = []netip.Addr{loopback()}
+	flooded.Ports = append(flooded.Ports, service("", model.UDP, 30054, silent.LocalAddr().(*net.UDPAddr).AddrPort()).Ports...)
+	flooded.Ports[1].Port++
+	e.mustReconcile(t, flooded, service("ntp", model.UDP, 30123, udpEcho(t, "b")))
+	regular := udpDial(t, e.at(30053))
+	ask(t, regular, "?")
+	ask(t, regular, "?")
+	before := e.sessionOf(regular)
+	for _, addr := range []string{e.at(30053), e.at(30054), netip.AddrPortFrom(flooded.VIPs[0], servicePort).String()} {
+		flood(t, addr, 2*most)
+	}
+	eventually(t, "the flood exceeds what the Service may have", func() bool {
+		return e.value(t, "sallyport_stream_dropped_datagrams_total") > most
+	})
+	if n := e.udpSessions.used.Load(); n > most/2 {
+		t.Errorf("the Service has %d of %d sessions, want no more than half", n, most)
+	}
+	if got := ask(t, regular, "!"); got != "a:!" {
+		t.Errorf("the client of before has the answer %q, want %q", got, "a:!")
+	}
+	if got := ask(t, udpDial(t, e.at(30123)), "?"); got != "b:?" {
+		t.Errorf("another Service answers %q, want %q", got, "b:?")
+	}
+	if before == nil || e.sessionOf(regular) != before {
+		t.Error("the client of before has another session")
 	}
 }
 
