@@ -21,6 +21,7 @@ type Memo struct {
 // memory is what is remembered of one cluster.
 type memory struct {
 	options  Options // that all was made by, without what is compared otherwise
+	asks     bool    // nodes about their endpoints
 	nodes    []nodeEntry
 	round    uint64                                     // translations so far
 	slices   map[*discoveryv1.EndpointSlice]*ownedSlice // in use
@@ -57,15 +58,17 @@ func (m *Memo) of(n *network) *memory {
 	options := n.o
 	options.PodsReachable, options.IPv6PodsReachable, options.NodeHealthy = nil, nil, nil // nodes hold the answers, and results
 	options.Certificates, options.Memo = nil, nil
+	asks := n.o.NodeHealthy != nil
 	var last *memory
 	if m != nil {
 		last = m.clusters[n.cluster]
 	}
-	if last != nil && slices.Equal(last.nodes, n.nodes) && reflect.DeepEqual(last.options, options) {
+	if last != nil && last.asks == asks && slices.Equal(last.nodes, n.nodes) && reflect.DeepEqual(last.options, options) {
 		return last
 	}
 	next := &memory{
 		options:  options,
+		asks:     asks,
 		nodes:    n.nodes,
 		slices:   map[*discoveryv1.EndpointSlice]*ownedSlice{},
 		services: map[*corev1.Service]*rememberedService{},

@@ -3,8 +3,10 @@ package translate
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,23 +23,44 @@ type editor struct {
 	cluster objects.Cluster
 	sick    map[string]bool // nodes that say that they have no endpoints
 	far     map[string]bool // nodes whose pods are not reached
+	asks    bool            // nodes are asked at all
+	o       Options         // the rest
 }
 
 func (e *editor) options(m *Memo) Options {
-	return Options{
-		SCTP: true, IPv6: true, Zone: "a", ClusterIPs: true, Memo: m,
-		PodsReachable:     func(n model.ObjectRef) bool { return !e.far[n.Name] },
-		IPv6PodsReachable: func(n model.ObjectRef) bool { return e.far[n.Name] },
-		NodeHealthy:       func(n model.ObjectRef, port uint16) bool { return !e.sick[n.Name] || port%2 == 0 },
-		ListenPorts:       []ListenPort{{model.TCP, 30003, "a test"}},
+	o := e.o
+	o.Memo = m
+	o.PodsReachable = func(n model.ObjectRef) bool { return !e.far[n.Name] }
+	o.IPv6PodsReachable = func(n model.ObjectRef) bool { return e.far[n.Name] }
+	if e.asks {
+		o.NodeHealthy = func(n model.ObjectRef, port uint16) bool { return !e.sick[n.Name] || port%2 == 0 }
+	}
+	return o
+}
+
+// configure changes the options, as a new configuration would.
+func (e *editor) configure() {
+	e.asks = e.IntN(4) > 0
+	e.o = Options{
+		SCTP: e.IntN(2) == 0, IPv6: e.IntN(2) == 0, ClusterIPs: e.IntN(2) == 0, KeepsSource: e.IntN(2) == 0, ProxyProtocol: e.IntN(2) == 0,
+		Reach: []model.Reach{"", model.ReachPods, model.ReachNodes}[e.IntN(3)], Zone: []string{"", "a", "b"}[e.IntN(3)],
+		ListenPorts:  []ListenPort{{model.TCP, uint16(30000 + e.IntN(5)), "a test"}},
+		OwnAddresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(e.IntN(9))})},
+		ExternalIPs:  []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, 0}), 29+e.IntN(3))},
 	}
 }
 
 // edit makes one change.
 func (e *editor) edit() {
 	node := fmt.Sprint("n", e.IntN(4))
-	switch e.IntN(9) {
+	switch e.IntN(40) {
 	case 0:
+		e.configure()
+	case 1:
+		e.asks = !e.asks
+	}
+	switch e.IntN(12) {
+	case 0, 9, 10, 11:
 		e.sick[node] = !e.sick[node]
 	case 1:
 		e.far[node] = !e.far[node]
@@ -72,15 +95,23 @@ func (e *editor) node(m metav1.ObjectMeta) *corev1.Node {
 }
 
 func (e *editor) service(m metav1.ObjectMeta) *corev1.Service {
-	types := []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeExternalName}
+	types := []corev1.ServiceType{corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeExternalName,
+		corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeLoadBalancer}
 	m.CreationTimestamp = metav1.Unix(int64(e.IntN(3)), 0)
 	s := &corev1.Service{ObjectMeta: m, Spec: corev1.ServiceSpec{Type: types[e.IntN(len(types))], ClusterIP: fmt.Sprint("10.96.0.", e.IntN(3)+1)}}
-	if e.IntN(2) == 0 {
+	if e.IntN(4) > 0 {
 		s.Spec.ExternalTrafficPolicy, s.Spec.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, int32(30900+e.IntN(4))
 	}
-	protocols := []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP, "X"}
+	s.Spec.ExternalIPs = []string{fmt.Sprint("198.51.100.", e.IntN(4))}
+	s.Spec.LoadBalancerSourceRanges = []string{[]string{"10.0.0.0/8", "x"}[e.IntN(2)]}
+	s.Spec.IPFamilies = [][]corev1.IPFamily{nil, {corev1.IPv4Protocol}, {corev1.IPv6Protocol, corev1.IPv4Protocol}}[e.IntN(3)]
+	if e.IntN(3) == 0 {
+		s.Annotations = map[string]string{LoadBalancerIPs: "192.0.2.1", ProxyProtocol: "v1", LimitConnections: "x"}
+		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.1"}}
+	}
+	protocols := []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolTCP, corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP, "X"}
 	for i := range e.IntN(3) {
-		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: fmt.Sprint("p", i), Port: int32(80 + e.IntN(2)), NodePort: int32(30000 + e.IntN(5)), Protocol: protocols[e.IntN(4)]})
+		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: fmt.Sprint("p", i), Port: int32(80 + e.IntN(2)), NodePort: int32(30000 + e.IntN(5)), Protocol: protocols[e.IntN(len(protocols))]})
 	}
 	return s
 }
@@ -88,11 +119,15 @@ func (e *editor) service(m metav1.ObjectMeta) *corev1.Service {
 func (e *editor) slice(m metav1.ObjectMeta) *discoveryv1.EndpointSlice {
 	m.Labels = map[string]string{discoveryv1.LabelServiceName: fmt.Sprint("s", e.IntN(6))}
 	s := &discoveryv1.EndpointSlice{ObjectMeta: m, AddressType: discoveryv1.AddressTypeIPv4}
+	address := func() string { return fmt.Sprint("10.1.0.", e.IntN(4)) }
+	if e.IntN(4) == 0 {
+		s.AddressType, address = discoveryv1.AddressTypeIPv6, func() string { return fmt.Sprint("fd00::", e.IntN(4)) }
+	}
 	for i := range 2 {
 		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: new(fmt.Sprint("p", i)), Port: new(int32(8080 + e.IntN(2)))})
 	}
-	for range e.IntN(4) {
-		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{NodeName: new(fmt.Sprint("n", e.IntN(5))), Addresses: []string{fmt.Sprint("10.1.0.", e.IntN(4))},
+	for range e.IntN(6) {
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{NodeName: new(fmt.Sprint("n", e.IntN(5))), Addresses: []string{address()},
 			Conditions: discoveryv1.EndpointConditions{Ready: new(e.IntN(2) == 0), Terminating: new(e.IntN(2) == 0)},
 			Hints:      &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: []string{"a", "b"}[e.IntN(2)]}}}})
 	}
@@ -104,11 +139,12 @@ func (e *editor) slice(m metav1.ObjectMeta) *discoveryv1.EndpointSlice {
 func TestMemoChangesNothing(t *testing.T) {
 	for seed := range uint64(20) {
 		e := &editor{Rand: rand.New(rand.NewPCG(seed, 1)), sick: map[string]bool{}, far: map[string]bool{}}
+		e.configure()
 		var memo Memo
 		var last *model.Snapshot
 		lastText := ""
 		for i := range 150 {
-			for range 1 + e.IntN(3) {
+			for range 1 + e.IntN(2) {
 				e.edit()
 			}
 			in := objects.Objects{e.cluster}
@@ -132,5 +168,29 @@ func TestMemoForgets(t *testing.T) {
 	}
 	if m := memo.clusters[""]; len(m.order)+len(m.services)+len(m.slices)+len(m.owners) > 0 {
 		t.Errorf("of an empty cluster %d Services, %d slices and %d names are held", len(m.services), len(m.slices), len(m.owners))
+	}
+}
+
+// TestMemoAsksNodes: what a node tells counts at once, though no object has changed.
+func TestMemoAsksNodes(t *testing.T) {
+	in := largeCluster(1)
+	spec := &in[0].Services[0].Spec
+	spec.Type, spec.ExternalTrafficPolicy, spec.HealthCheckNodePort = corev1.ServiceTypeLoadBalancer, corev1.ServiceExternalTrafficPolicyLocal, 30900
+	only := func(healthy string) func(model.ObjectRef, uint16) bool {
+		return func(n model.ObjectRef, _ uint16) bool { return strings.Contains(healthy, n.Name) }
+	}
+	var memo Memo
+	for i, step := range []struct {
+		healthy func(model.ObjectRef, uint16) bool
+		want    string
+	}{{nil, "n0 n1 n2 n3 n4"}, {only("n0"), "n0"}, {only("n1 n2"), "n1 n2"}, {only("n1 n2"), "n1 n2"}, {only(""), "n0 n1 n2 n3 n4"}, {nil, "n0 n1 n2 n3 n4"}} {
+		s := Translate(in, Options{Reach: model.ReachNodes, Memo: &memo, NodeHealthy: step.healthy})
+		var nodes []string
+		for _, d := range s.Services[0].Ports[0].Destinations {
+			nodes = append(nodes, d.Node)
+		}
+		if got := strings.Join(nodes, " "); got != step.want {
+			t.Errorf("step %d: sent to %s, want %s", i, got, step.want)
+		}
 	}
 }
