@@ -82,8 +82,11 @@ func (s *session) serve() {
 // reply passes one datagram on, and reports whether to go on.
 func (s *session) reply(in *inbox, raw syscall.RawConn) bool {
 	p := s.listener.proxy
-	if err := raw.Read(in.ready); err != nil || in.err != nil {
+	if err := raw.Read(in.ready); err != nil {
 		return false
+	}
+	if in.err != nil {
+		return !isOver(in.err)
 	}
 	defer p.datagrams.Put(in.buffer)
 	s.touch()
@@ -97,6 +100,10 @@ func (s *session) reply(in *inbox, raw syscall.RawConn) bool {
 	s.state.traffic.out.Add(uint64(n))
 	return true
 }
+
+// isOver says whether a session ends by a failure of its socket, such as ECONNREFUSED, the ICMP answer to an earlier datagram. That
+// one was too long for the way, which is another such answer, is no fault of the destination; the kernel fragments from then on.
+func isOver(err error) bool { return !errors.Is(err, unix.EMSGSIZE) }
 
 // An inbox receives datagrams into pooled buffers. Unlike a Read of package net it borrows its buffer when a
 // datagram is there, not while it waits: 64 KiB for each idle client would be 1 GiB for 16384 of them.

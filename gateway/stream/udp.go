@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sallyport/gateway/balance"
 )
 
@@ -114,16 +116,32 @@ func (l *udpListener) end(s *session) {
 	s.conn.Close()
 }
 
+// serve borrows a buffer when a datagram is there, as sessions do.
 func (l *udpListener) serve() {
-	payload := make([]byte, maxDatagram)
+	raw, err := l.conn.SyscallConn()
+	if err != nil {
+		return
+	}
 	control := make([]byte, maxPacketInfo)
 	l.proxy.takeAll(func() error {
-		n, oobn, _, client, err := l.conn.ReadMsgUDPAddrPort(payload, control)
+		if err := raw.Read(readable); err != nil {
+			return err
+		}
+		payload := l.proxy.datagrams.Get().(*[]byte)
+		defer l.proxy.datagrams.Put(payload)
+		n, oobn, _, client, err := l.conn.ReadMsgUDPAddrPort(*payload, control)
 		if err == nil {
-			l.forward(payload[:n], control[:oobn], client)
+			l.forward((*payload)[:n], control[:oobn], client)
 		}
 		return err
 	})
+}
+
+// readable says whether a socket has something to read, or an error to tell.
+func readable(fd uintptr) bool {
+	waiting := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(waiting[:], 0)
+	return n > 0 || err != nil
 }
 
 // forward sends one datagram of a client to the client's destination. It does not allocate for a known client.
@@ -136,9 +154,15 @@ func (l *udpListener) forward(payload, control []byte, client netip.AddrPort) {
 	if s.stage.Load() == answered {
 		s.stage.Store(lasting)
 	}
-	if _, err := s.conn.Write(payload); err != nil { // such as ECONNREFUSED, the ICMP answer to an earlier one
+	_, err := s.conn.Write(payload)
+	if err != nil && !isOver(err) {
+		_, err = s.conn.Write(payload) // the failure was an earlier one's
+	}
+	if err != nil {
 		l.proxy.metrics.dropSend.Inc()
-		l.end(s)
+		if isOver(err) {
+			l.end(s)
+		}
 		return
 	}
 	l.proxy.metrics.udpIn.Add(float64(len(payload)))

@@ -1,9 +1,13 @@
 package stream
 
 import (
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -248,6 +252,76 @@ func TestUDPFloodIsItsOwnServicesAlone(t *testing.T) {
 	if before == nil || e.sessionOf(regular) != before {
 		t.Error("the client of before has another session")
 	}
+}
+
+// icmpFragmentationNeeded tells the sender of a session's datagrams that they are too long for the way (RFC 1191).
+func icmpFragmentationNeeded(t *testing.T, s *session) {
+	t.Helper()
+	from, to := s.conn.LocalAddr().(*net.UDPAddr).AddrPort(), s.endpoint.Addr()
+	b := append([]byte{3, 4, 0, 0, 0, 0, 5, 0xb4}, // destination unreachable, fragmentation needed, MTU 1460
+		0x45, 0, 5, 0xdc, 0, 0, 0x40, 0, 64, unix.IPPROTO_UDP, 0, 0)
+	b = append(append(b, from.Addr().AsSlice()...), to.Addr().AsSlice()...)
+	b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, from.Port()), to.Port())
+	b = append(b, 5, 0xc8, 0, 0)
+	sum := uint32(0)
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	binary.BigEndian.PutUint16(b[2:], ^uint16(sum+sum>>16))
+	c, err := net.Dial("ip4:icmp", from.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write(b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// That a datagram is too long says nothing against its destination.
+func TestUDPTooLongADatagramKeepsTheSession(t *testing.T) {
+	e := newEdge(t, Options{})
+	e.mustReconcile(t, service("dns", model.UDP, 30053, udpEcho(t, "a"), udpEcho(t, "b")))
+	c := udpDial(t, e.at(30053))
+	want := ask(t, c, "?")
+	s := e.sessionOf(c)
+	oversize := make([]byte, maxDatagram-1)
+	s.listener.forward(oversize, s.replyControl, s.peer.client)
+	if os.Geteuid() == 0 { // raw sockets take root
+		icmpFragmentationNeeded(t, s)
+	}
+	if got := ask(t, c, "?"); got != want || e.sessionOf(c) != s {
+		t.Errorf("the answer is %q, want %q of the same session", got, want)
+	}
+}
+
+// A listener has no buffer while it waits: there may be thousands of them.
+func TestUDPListenersHoldNoBuffers(t *testing.T) {
+	const listeners = 300
+	e := newEdge(t, Options{})
+	before := memory()
+	echo := udpEcho(t, "a")
+	var services []model.Service
+	for i := range listeners {
+		services = append(services, service(fmt.Sprint("dns-", i), model.UDP, uint16(30000+i), echo))
+	}
+	e.mustReconcile(t, services...)
+	for i := range listeners {
+		ask(t, udpDial(t, e.at(uint16(30000+i))), "?")
+	}
+	each := (memory() - before) / listeners
+	if each > maxDatagram/2 {
+		t.Errorf("a listener with a client takes %d bytes, want less than a buffer", each)
+	}
+}
+
+// memory returns how much is in use by the heap and by goroutines.
+func memory() int {
+	var m runtime.MemStats
+	runtime.GC() // a pool gives up what it has at the second one
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc + m.StackInuse)
 }
 
 // aSession returns a session that does not serve yet, and the socket of its destination.
