@@ -30,6 +30,7 @@ func (e *edge) newL4(inputs []input, trigger *watcher.Trigger) (step, error) {
 	if err != nil {
 		return step{}, err
 	}
+	e.closeL4 = k.Close
 	e.watchL4 = func(ctx context.Context) error { return k.Watch(ctx, trigger.Mark) }
 	return step{"rules", k}, nil
 }
