@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,7 +22,7 @@ type portState struct {
 	limiter  *limiter      // the Service's
 	sessions *atomic.Int64 // the Service's
 	clients  affinities
-	traffic  traffic
+	traffic  *traffic
 	round    uint64 // of states, when a snapshot last had it
 }
 
@@ -42,6 +43,7 @@ type states struct {
 	round    uint64 // counts snapshots
 	services map[model.ObjectRef]*serviceState
 	ports    map[portKey]*portState
+	traffic  map[series]*traffic // of them, and of those that went within the afterlife
 }
 
 func newStates(uptime func() time.Duration, maxClients int) *states {
@@ -51,6 +53,7 @@ func newStates(uptime func() time.Duration, maxClients int) *states {
 		affined:  budget{most: int64(maxClients)},
 		services: make(map[model.ObjectRef]*serviceState),
 		ports:    make(map[portKey]*portState),
+		traffic:  make(map[series]*traffic),
 	}
 }
 
@@ -69,12 +72,23 @@ func (s *states) port(svc *model.Service, port *model.ServicePort) *portState {
 	key := portKey{svc.Ref, port.Name, port.Protocol, port.Port}
 	st := s.ports[key]
 	if st == nil {
-		st = &portState{limiter: &owner.limiter, sessions: &owner.sessions}
+		st = &portState{limiter: &owner.limiter, sessions: &owner.sessions, traffic: s.trafficOf(key.series())}
 		st.clients.uptime, st.clients.remembered = s.uptime, &s.affined
 		s.ports[key] = st
 	}
 	st.round = s.round
 	return st
+}
+
+// trafficOf returns where a new port counts. s.mu is held.
+func (s *states) trafficOf(key series) *traffic {
+	t := s.traffic[key]
+	if t == nil {
+		t = new(traffic)
+		s.traffic[key] = t
+	}
+	t.ports++
+	return t
 }
 
 // service returns the state of a Service. s.mu is held.
@@ -104,9 +118,12 @@ func (s *states) sweep(now time.Duration) {
 		st.clients.sweep(now)
 		if st.round != s.round && st.limiter.idle() {
 			st.clients.clear()
+			st.traffic.ports--
+			st.traffic.gone = now
 			delete(s.ports, key)
 		}
 	}
+	maps.DeleteFunc(s.traffic, func(_ series, t *traffic) bool { return t.ports == 0 && now-t.gone > afterlife })
 	for ref, st := range s.services {
 		if st.round != s.round && st.limiter.idle() {
 			delete(s.services, ref)

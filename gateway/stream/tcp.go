@@ -91,7 +91,7 @@ func (p *Proxy) handle(client *net.TCPConn, from netip.Addr, t *target) {
 	defer endpoint.End()
 	t.state.traffic.begin()
 	defer t.state.traffic.end()
-	p.relay(newRelay(client, backend, &t.state.traffic), t.proxyProtocol)
+	p.relay(newRelay(client, backend, t.state.traffic), t.proxyProtocol)
 }
 
 // dial connects to the destination of t chosen for the client, or the next ones if that fails. Each try gets an

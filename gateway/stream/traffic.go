@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
@@ -17,7 +18,14 @@ type traffic struct {
 	connections atomic.Uint64 // TCP connections relayed, and UDP sessions
 	open        atomic.Int64  // of those, now
 	in, out     atomic.Uint64 // bytes from clients, and to them
+
+	ports int           // that count in it; of states
+	gone  time.Duration // uptime when the last of them went
 }
+
+// afterlife is for how long the traffic of a service port is told after it is gone, as by the kernel dataplanes: long enough for
+// every scrape interval, and for a Service that is made anew to go on where it was.
+const afterlife = time.Hour
 
 // begin counts a connection. It is paired with end.
 func (t *traffic) begin() {
@@ -121,8 +129,7 @@ func send(ch chan<- prometheus.Metric, d *prometheus.Desc, kind prometheus.Value
 	}
 }
 
-// A series is a service port as labels tell it. Several are one for as long as a port that got another number has connections to
-// the old one.
+// A series is a service port as labels tell it. A port that got another number is the same.
 type series struct{ cluster, namespace, service, port, protocol string }
 
 // A reading is what traffic told at one time.
@@ -135,18 +142,14 @@ func (t *traffic) read() reading {
 	return reading{t.connections.Load(), t.in.Load(), t.out.Load(), t.open.Load()}
 }
 
-func (r reading) plus(o reading) reading {
-	return reading{r.connections + o.connections, r.in + o.in, r.out + o.out, r.open + o.open}
-}
-
 // readings are the traffic of all service ports that had any.
 func (s *states) readings() map[series]reading {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make(map[series]reading)
-	for key, st := range s.ports {
-		if r := st.traffic.read(); r.connections > 0 {
-			out[key.series()] = out[key.series()].plus(r)
+	for key, t := range s.traffic {
+		if r := t.read(); r.connections > 0 {
+			out[key] = r
 		}
 	}
 	return out

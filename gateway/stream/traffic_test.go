@@ -83,12 +83,33 @@ func TestTrafficOfAPortThatGetsAnotherNumber(t *testing.T) {
 	svc := service("web", model.TCP, 30001, tcpEcho(t, "a"))
 	svc.Ports[0].Name = "http"
 	e.mustReconcile(t, svc)
-	dial(t, e.at(30001)).line(t)
+	old := dial(t, e.at(30001))
+	old.line(t)
 	svc.Ports[0].Port = servicePort + 1
 	e.mustReconcile(t, svc)
-	dial(t, e.at(30001)).line(t)
-	if got := e.traffic(t); !slices.Contains(got, "connections_total web http TCP: 2") {
+	other := dial(t, e.at(30001))
+	other.line(t)
+	const both = "connections_total web http TCP: 2"
+	if got := e.traffic(t); !slices.Contains(got, both) {
 		t.Errorf("traffic = %q, want both connections in one", got)
+	}
+	e.mustReconcile(t)
+	old.Close()
+	other.Close()
+	now := e.uptime()
+	eventually(t, "the connections have ended", func() bool { e.sweep(now); return len(e.states.ports) == 0 })
+	if got := e.traffic(t); !slices.Contains(got, both) {
+		t.Errorf("traffic = %q of a Service that is gone, want what it was", got)
+	}
+	e.mustReconcile(t, svc)
+	if got := e.traffic(t); !slices.Contains(got, both) {
+		t.Errorf("traffic = %q of a Service that was made anew, want what it was", got)
+	}
+	e.mustReconcile(t)
+	e.sweep(now)
+	e.sweep(now + afterlife + 1)
+	if got := e.traffic(t); len(got) != 0 {
+		t.Errorf("traffic = %q of a Service long gone, want none", got)
 	}
 }
 
