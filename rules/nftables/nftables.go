@@ -91,7 +91,6 @@ func (d *Dataplane) Apply(ctx context.Context, p *plan.Plan) (changed bool, err 
 	}
 	delete(d.applied, p.Family)
 	if known {
-		next = next.with(old)
 		changed, err = d.update(ctx, old, next)
 	} else {
 		changed, err = true, d.replace(ctx, next)
@@ -99,8 +98,38 @@ func (d *Dataplane) Apply(ctx context.Context, p *plan.Plan) (changed bool, err 
 	if err != nil {
 		return changed, fmt.Errorf("apply table %s: %w", next.name(), err)
 	}
-	d.applied[p.Family] = next
+	if !known {
+		old = d.held(ctx, next)
+	}
+	d.applied[p.Family] = d.sweep(ctx, old, next)
 	return changed, nil
+}
+
+// held is a table of which only the chains are known, by name: those that the kernel has.
+func (d *Dataplane) held(ctx context.Context, t Table) Table {
+	names, err := d.chains(ctx, t.Family)
+	if err != nil {
+		d.log.WarnContext(ctx, "chains of an earlier run may be left", "table", t.name(), "err", err)
+	}
+	held := Table{Family: t.Family}
+	for _, name := range slices.Sorted(slices.Values(names)) {
+		held.Chains = append(held.Chains, Chain{Name: name})
+	}
+	return held
+}
+
+// sweep removes the chains that nothing leads to any more, and returns what the kernel then holds. It is a transaction of its own:
+// kernels before 6.2 refuse to remove a chain in the one that removes the last element which leads there.
+func (d *Dataplane) sweep(ctx context.Context, old, next Table) Table {
+	removal := next.removal(old)
+	if len(removal) == 0 {
+		return next
+	}
+	if err := d.run(ctx, removal); err != nil {
+		d.log.WarnContext(ctx, "chains that nothing leads to are left for now", "table", next.name(), "err", err)
+		return next.with(d.held(ctx, next))
+	}
+	return next
 }
 
 // update writes what differs, or everything if that fails: then the kernel does not hold what we think it does.
@@ -116,12 +145,12 @@ func (d *Dataplane) update(ctx context.Context, old, next Table) (changed bool, 
 	return true, nil
 }
 
-// replace writes everything. Where what is there cannot be built upon, as it is another version's, it goes first, with
-// the state of clients.
+// replace writes everything. Where nft says that what is there cannot be built upon, as it is another version's, it goes first,
+// with the state of clients.
 func (d *Dataplane) replace(ctx context.Context, next Table) error {
 	err := d.run(ctx, next.replacement())
-	if err == nil || ctx.Err() != nil {
-		return err
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || !exit.Exited() {
+		return err // also where nft was killed, such as for want of memory
 	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "add table %[1]s\ndelete table %[1]s\n", next.name())

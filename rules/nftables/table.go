@@ -74,15 +74,11 @@ func (t Table) replacement() []byte {
 	return s.Bytes()
 }
 
-// since are the commands that lead from old to t; none if they are equal.
-//
-// Chains that nothing leads to any more stay, until Sallyport starts anew: kernels before 6.2 refuse to remove a chain in the
-// transaction that removes the last element which leads there. There are as many of them as there were settings of Services.
+// since are the commands that lead from old to t; none if they are equal. Chains that t has no more stay, for removal.
 func (t Table) since(old Table) []byte {
 	s := script{table: t.name()}
-	byName := func(c Chain, name string) int { return cmp.Compare(c.Name, name) }
 	for _, c := range t.Chains {
-		i, found := slices.BinarySearchFunc(old.Chains, c.Name, byName)
+		i, found := old.chain(c.Name)
 		if !found {
 			s.chain(c)
 		}
@@ -101,15 +97,33 @@ func (t Table) since(old Table) []byte {
 	return s.Bytes()
 }
 
+// removal are the commands that remove the chains of old that t has no more. They may lead to each other.
+func (t Table) removal(old Table) []byte {
+	s := script{table: t.name()}
+	for _, verb := range [...]string{"flush", "delete"} {
+		for _, c := range old.Chains {
+			if _, found := t.chain(c.Name); !found {
+				fmt.Fprintf(&s, "%s chain %s %s\n", verb, s.table, c.Name)
+			}
+		}
+	}
+	return s.Bytes()
+}
+
 // with are the chains of t, and those of old that t has no more.
 func (t Table) with(old Table) Table {
+	t.Chains = slices.Clone(t.Chains)
 	for _, c := range old.Chains {
-		i, found := slices.BinarySearchFunc(t.Chains, c.Name, func(c Chain, name string) int { return cmp.Compare(c.Name, name) })
-		if !found {
+		if i, found := t.chain(c.Name); !found {
 			t.Chains = slices.Insert(t.Chains, i, c)
 		}
 	}
 	return t
+}
+
+// chain is the index of one, or where it would be.
+func (t Table) chain(name string) (i int, found bool) {
+	return slices.BinarySearchFunc(t.Chains, name, func(c Chain, name string) int { return cmp.Compare(c.Name, name) })
 }
 
 // Elements counts those of all sets.
