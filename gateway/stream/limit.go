@@ -18,7 +18,7 @@ const (
 	denyRate      denial = "new_connections"
 	denyPerClient denial = "connections_per_client"
 	denyTotal     denial = "connections"
-	denyFull      denial = "table_full" // the client cannot be remembered, and so not be limited
+	denyFull      denial = "table_full" // the client cannot be remembered, and so not be limited; or its connection would be one too many for its Service's share
 )
 
 // limitedBits is how much of an IPv6 address tells one client from another (model.Limits).

@@ -22,12 +22,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"sallyport/gateway/balance"
 )
@@ -46,8 +48,13 @@ type Options struct {
 	MaxClients int
 	// DialTimeout bounds the search for a destination that takes a TCP connection, all tries together. Default: 5 s.
 	DialTimeout time.Duration
+	// MaxConnections bounds the TCP connections at one time, each of which costs two file descriptors, and four more while its
+	// data moves. One Service has no more of them than are left; further ones are reset. Default: a quarter of the files that this
+	// process may have open (RLIMIT_NOFILE).
+	MaxConnections int
 	// TCPIdleTimeout is how long a connection may carry no data in either direction before it is reset. Dead peers
-	// are found sooner, by TCP keepalive. Default: 1 h; negative: no limit.
+	// are found sooner, by TCP keepalive. Default: 24 h, as the kernel dataplanes have it
+	// (net.netfilter.nf_conntrack_tcp_timeout_established); negative: no limit.
 	TCPIdleTimeout time.Duration
 	// UDPIdleTimeout is how long a client is remembered after the last datagram in either direction, and a quarter of it how
 	// long one that has not sent again after an answer; both give or take a sixteenth of it. Default: 120 s, so that it is what
@@ -71,8 +78,9 @@ func (o Options) withDefaults() Options {
 		o.NodePortAddresses = []netip.Addr{anyAddress}
 	}
 	o.DialTimeout = cmp.Or(o.DialTimeout, 5*time.Second)
-	o.TCPIdleTimeout = cmp.Or(o.TCPIdleTimeout, time.Hour)
+	o.TCPIdleTimeout = cmp.Or(o.TCPIdleTimeout, 24*time.Hour)
 	o.UDPIdleTimeout = cmp.Or(o.UDPIdleTimeout, 2*time.Minute)
+	o.MaxConnections = cmp.Or(o.MaxConnections, openFiles()/4)
 	o.MaxUDPSessions = cmp.Or(o.MaxUDPSessions, 32768)
 	o.MaxClients = cmp.Or(o.MaxClients, 131072)
 	if o.Endpoints == nil {
@@ -82,6 +90,15 @@ func (o Options) withDefaults() Options {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return o
+}
+
+// openFiles returns how many files this process may have open.
+func openFiles() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024 // POSIX: no less than 20; Linux: this, unless it was set
+	}
+	return int(min(limit.Cur, math.MaxInt32))
 }
 
 // errClosed is the answer to Reconcile after Shutdown or Close.
@@ -111,6 +128,7 @@ type Proxy struct {
 	datagrams sync.Pool // of *[]byte, each maxDatagram long: lent to a session while it has a datagram in hand
 
 	states      *states
+	connections budget // of TCP
 	udpSessions budget
 	unpermitted sync.Once // tells that socket filters are not
 }
@@ -127,6 +145,7 @@ func New(o Options) *Proxy {
 		pipes:     newPipes(),
 		stopping:  make(chan struct{}),
 
+		connections: budget{most: int64(o.MaxConnections)},
 		udpSessions: budget{most: int64(o.MaxUDPSessions)},
 	}
 	p.states = newStates(p.uptime, o.MaxClients)

@@ -19,18 +19,19 @@ type portKey struct {
 
 // A portState is what is known of a service port that no snapshot says. All listeners of the port share it.
 type portState struct {
-	limiter  *limiter      // the Service's
-	sessions *atomic.Int64 // the Service's
-	clients  affinities
-	traffic  *traffic
-	round    uint64 // of states, when a snapshot last had it
+	limiter               *limiter      // the Service's
+	connections, sessions *atomic.Int64 // the Service's
+	clients               affinities
+	traffic               *traffic
+	round                 uint64 // of states, when a snapshot last had it
 }
 
 // A serviceState is what is known of a Service that no snapshot says.
 type serviceState struct {
-	limiter  limiter
-	sessions atomic.Int64 // of UDP, as told to Proxy.udpSessions
-	round    uint64
+	limiter     limiter
+	connections atomic.Int64 // of TCP, as told to Proxy.connections
+	sessions    atomic.Int64 // of UDP, as told to Proxy.udpSessions
+	round       uint64
 }
 
 // states are the states of all Services and service ports of the latest snapshot, and of those before while connections
@@ -72,7 +73,7 @@ func (s *states) port(svc *model.Service, port *model.ServicePort) *portState {
 	key := portKey{svc.Ref, port.Name, port.Protocol, port.Port}
 	st := s.ports[key]
 	if st == nil {
-		st = &portState{limiter: &owner.limiter, sessions: &owner.sessions, traffic: s.trafficOf(key.series())}
+		st = &portState{limiter: &owner.limiter, connections: &owner.connections, sessions: &owner.sessions, traffic: s.trafficOf(key.series())}
 		st.clients.uptime, st.clients.remembered = s.uptime, &s.affined
 		s.ports[key] = st
 	}

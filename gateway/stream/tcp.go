@@ -64,16 +64,36 @@ func (p *Proxy) receive(client *net.TCPConn, t *target) {
 		reset(client)
 		return
 	}
-	admitted, denied := t.state.limiter.admit(from)
+	admitted, denied := p.admit(t.state, from)
 	if denied != "" {
 		p.metrics.deny(denied)
 		reset(client)
 		return
 	}
 	p.relaying.Go(func() {
-		defer admitted.release()
+		defer p.release(t.state, admitted)
 		p.handle(client, from, t)
 	})
+}
+
+// admit counts a new connection, if there is room and the Service wants it. It is paired with release.
+func (p *Proxy) admit(s *portState, from netip.Addr) (admission, denial) {
+	if !p.connections.take(int(s.connections.Load())) {
+		return admission{}, denyFull
+	}
+	admitted, denied := s.limiter.admit(from)
+	if denied != "" {
+		p.connections.give(1)
+		return admission{}, denied
+	}
+	s.connections.Add(1)
+	return admitted, ""
+}
+
+func (p *Proxy) release(s *portState, a admission) {
+	s.connections.Add(-1)
+	a.release()
+	p.connections.give(1)
 }
 
 // handle serves one client to the end. A client for whom there is no destination is reset, for a mere close would tell it

@@ -279,6 +279,25 @@ func roundTrip(addr string) error {
 	return nil
 }
 
+// Connections held open at one Service leave room for the clients of others: each takes file descriptors.
+func TestTCPConnectionsOfOneServiceLeaveRoom(t *testing.T) {
+	const most = 20
+	e := newEdge(t, Options{MaxConnections: most})
+	flooded := service("web", model.TCP, 30001, tcpEcho(t, "a"))
+	flooded.VIPs = []netip.Addr{loopback()}
+	e.mustReconcile(t, flooded, service("shop", model.TCP, 30002, tcpEcho(t, "b")))
+	for range most / 4 {
+		dial(t, e.at(30001)).mustLine(t, "a")
+		dial(t, netip.AddrPortFrom(flooded.VIPs[0], servicePort).String()).mustLine(t, "a")
+	}
+	mustBeReset(t, e.at(30001))
+	other := dial(t, e.at(30002))
+	other.mustLine(t, "b")
+	other.Close()
+	e.mustReconcile(t)
+	eventually(t, "only those of the one Service are counted", func() bool { return e.Proxy.connections.used.Load() == most/2 })
+}
+
 // BenchmarkTCPConnect opens and ends connections. Its allocations are nearly all of package net, for the four sockets that this
 // process has of each connection, two of them dialed; the relay's own are its goroutines, the timer of a dial, its entry.
 func BenchmarkTCPConnect(b *testing.B) {
