@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -88,7 +89,7 @@ func checkPrivilege() error {
 		return fmt.Errorf("read capabilities: %w", err)
 	}
 	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
-		return errors.New("no CAP_NET_ADMIN: run as root, or give it by AmbientCapabilities= in the systemd unit")
+		return fmt.Errorf("no CAP_NET_ADMIN (%w): run as root, or give it by AmbientCapabilities= in the systemd unit", fs.ErrPermission)
 	}
 	return nil
 }
@@ -166,7 +167,9 @@ func (k *Kernel) plans(ctx context.Context, s *model.Snapshot, here addresses) (
 		return nil, err
 	}
 	for _, st := range k.stacks {
-		plans = append(plans, plan.New(s, st.Family, o))
+		p := plan.New(s, st.Family, o)
+		k.noted = append(k.noted, p.Problems...)
+		plans = append(plans, p)
 	}
 	return plans, nil
 }

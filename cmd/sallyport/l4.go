@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -33,6 +34,20 @@ func (e *edge) newL4(inputs []input, trigger *watcher.Trigger) (step, error) {
 	e.closeL4 = k.Close
 	e.watchL4 = func(ctx context.Context) error { return k.Watch(ctx, trigger.Mark) }
 	return step{"rules", k}, nil
+}
+
+// leaveKernel removes what a run with a dataplane of the kernel has left: its rules would take connections before user space
+// sees them. Who may not change the kernel's rules cannot have made them either.
+func leaveKernel(ctx context.Context, c config.Config, log *slog.Logger) {
+	o := rulesOptions(c)
+	o.Log = log
+	removed, err := rules.Cleanup(ctx, o)
+	if len(removed) > 0 {
+		log.Info("left by an earlier run with another dataplane, and removed", "removed", removed)
+	}
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		log.Warn("what an earlier run with another dataplane may have left is not removed", "err", err)
+	}
 }
 
 // rulesOptions is the part of the configuration that rules are rendered by.

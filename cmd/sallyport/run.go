@@ -3,6 +3,8 @@ package main
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+
+	"sallyport/cmd/sallyport/config"
 )
 
 func newRun() *cobra.Command {
@@ -12,7 +14,7 @@ func newRun() *cobra.Command {
 		Short: "Serve a cluster until SIGTERM",
 		Long: `Serve the Services and Ingresses of a cluster, or of a folder of manifests, from this machine.
 
-The kernel dataplane (iptables) needs CAP_NET_ADMIN and CAP_NET_RAW, HTTP on port 80 needs CAP_NET_BIND_SERVICE. On SIGTERM HTTP
+The dataplanes of the kernel (iptables, nftables) need CAP_NET_ADMIN and CAP_NET_RAW, HTTP on port 80 needs CAP_NET_BIND_SERVICE. On SIGTERM HTTP
 requests in flight are finished; rules stay in place, so that connections to NodePorts and LoadBalancer addresses live on. To
 remove them too: sallyport cleanup.`,
 		Example: `  sallyport run --kubeconfig ~/.kube/config
@@ -33,6 +35,9 @@ remove them too: sallyport cleanup.`,
 			e, err := newEdge(c, inputs, log, registry)
 			if err != nil {
 				return err
+			}
+			if c.L4.Dataplane == config.DataplaneUserspace {
+				leaveKernel(cmd.Context(), c, log)
 			}
 			log.Info("starting", "version", version(), "edge", c.Edge.Name, "admin", e.admin.Addr().String(),
 				"dataplane", c.L4.Dataplane, "reach", c.Reach)

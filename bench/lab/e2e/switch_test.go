@@ -28,7 +28,7 @@ func TestSwitchOfDataplane(t *testing.T) {
 	s.routePods(t, host)
 	before := s.stateOf(t, host.Name)
 	var last *gate
-	for _, name := range []string{"iptables-nft", "iptables-legacy", "nftables", "iptables-legacy", "iptables-nft", "nftables"} {
+	for _, name := range []string{"iptables-nft", "iptables-legacy", "nftables", "iptables-legacy", "iptables-nft", "userspace", "nftables", "userspace"} {
 		g := s.switchTo(t, last, name)
 		cluster.Eventually(t, 10*time.Second, func() error {
 			return everywhere(g.addrs(), 30160, func(to netip.AddrPort) error { return s.caller().wantPods(to, 2) })
