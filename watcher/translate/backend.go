@@ -77,7 +77,9 @@ func (g *ingress) backend(b *networkingv1.IngressBackend, field string) []model.
 		return nil
 	}
 	field += ".service"
-	svc, ok := g.memory.backend(objects.Name{Namespace: g.Namespace, Name: b.Service.Name})
+	name := objects.Name{Namespace: g.Namespace, Name: b.Service.Name}
+	svc, ok := g.memory.backend(name)
+	g.made.backends = append(g.made.backends, namedBackend{name, svc})
 	if !ok {
 		g.complain(field+".name", model.ReasonServiceNotFound, "Service %q does not exist in namespace %s", b.Service.Name, g.Namespace)
 		return nil

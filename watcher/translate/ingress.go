@@ -15,12 +15,14 @@ type ingress struct {
 	self     model.ObjectRef
 	secure   []string // the hosts of spec.tls, as in Route.Host, those with the default certificate included; ordered
 	redirect bool     // requests in clear for those are redirected to https
+	made     *ingressRules
 }
 
 // ingresses adds the routes of the cluster's Ingresses that are ours to t.routes.
 func (t *translator) ingresses() {
 	t.explainClasses()
 	classes := classesOf(t.in)
+	t.out.Statuses = slices.Grow(t.out.Statuses, len(t.in.Ingresses))
 	for _, ing := range t.in.Ingresses { // in any order: resolveRoutes orders the routes
 		g := &ingress{translator: t, Ingress: ing, self: t.ref("Ingress", ing)}
 		ours := classes.serve(ing)
@@ -31,11 +33,28 @@ func (t *translator) ingresses() {
 		}
 		g.status(ours)
 	}
+	t.memory.forgetIngresses()
 }
 
 func (g *ingress) translate() {
 	g.tls()
 	g.redirect = g.redirects()
+	r := g.memory.rules(g)
+	g.routes = append(g.routes, r.routes...)
+	g.out.Problems = append(g.out.Problems, r.problems...)
+}
+
+// rules translates spec.rules and spec.defaultBackend.
+func (g *ingress) rules() *ingressRules {
+	before := len(g.out.Problems)
+	g.made = &ingressRules{secure: g.secure}
+	g.readRules()
+	g.made.problems = append(g.made.problems, model.FirstProblems(g.out.Problems[before:])...)
+	g.out.Problems = g.out.Problems[:before]
+	return g.made
+}
+
+func (g *ingress) readRules() {
 	hosts := []string{""} // that get the default backend: every other host, and those of the rules
 	for i := range g.Spec.Rules {
 		if host, ok := g.rule(i); ok {
@@ -109,7 +128,7 @@ func (g *ingress) pathType(p *networkingv1.HTTPIngressPath, field string) (_ mod
 
 func (g *ingress) route(r model.Route, field string) {
 	r.Ref, r.Created, r.RedirectHTTPS = g.self, created(g.Ingress), g.redirect && g.isSecure(r.Host)
-	g.routes = append(g.routes, candidate{r, field})
+	g.made.routes = append(g.made.routes, candidate{r, field})
 }
 
 func (g *ingress) complain(field string, r model.Reason, format string, args ...any) {

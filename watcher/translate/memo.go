@@ -1,17 +1,19 @@
 package translate
 
 import (
+	"maps"
 	"reflect"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"sallyport/watcher/model"
 	"sallyport/watcher/objects"
 )
 
-// A Memo remembers what Services have become, so that a translation after a change costs little more than the change. It goes
+// A Memo remembers what Services and the rules of Ingresses have become, so that a translation after a change costs little more than the change. It goes
 // by the identity of objects, which sources never modify: one that is the same pointer as before is the same object. The zero
 // value is empty and ready for use, by one translation at a time.
 type Memo struct {
@@ -28,6 +30,8 @@ type memory struct {
 	services map[*corev1.Service]*rememberedService     // in use
 	owners   map[objects.Name]*owner                    // of slices, and Services
 	order    []*rememberedService                       // by name
+
+	ingresses map[*networkingv1.Ingress]*ingressRules // in use
 }
 
 // An owner is a name that a Service has, or that EndpointSlices are for.
@@ -73,6 +77,8 @@ func (m *Memo) of(n *network) *memory {
 		slices:   map[*discoveryv1.EndpointSlice]*ownedSlice{},
 		services: map[*corev1.Service]*rememberedService{},
 		owners:   map[objects.Name]*owner{},
+
+		ingresses: map[*networkingv1.Ingress]*ingressRules{},
 	}
 	if m != nil {
 		if m.clusters == nil {
@@ -225,4 +231,42 @@ func (n *network) answersAsBefore(b *backendService) bool {
 	return !slices.ContainsFunc(b.asked, func(a healthAnswer) bool {
 		return n.o.NodeHealthy(a.node, b.HealthCheckNodePort) != a.healthy
 	})
+}
+
+// ingressRules are what the rules of an Ingress have become, and what that depends on beside the Ingress and the options. They are
+// not modified once they are made.
+type ingressRules struct {
+	round    uint64 // the last in which they were in use
+	secure   []string
+	backends []namedBackend
+	routes   []candidate
+	problems []model.Problem
+}
+
+// A namedBackend is a Service that an Ingress names, and what it was then; nil if there was none.
+type namedBackend struct {
+	name objects.Name
+	was  *backendService
+}
+
+// rules are those of an Ingress: as remembered, if nothing that they depend on has changed.
+func (m *memory) rules(g *ingress) *ingressRules {
+	r := m.ingresses[g.Ingress]
+	if r == nil || !slices.Equal(r.secure, g.secure) || slices.ContainsFunc(r.backends, m.isOther) {
+		r = g.rules()
+		m.ingresses[g.Ingress] = r
+	}
+	r.round = m.round
+	return r
+}
+
+// isOther says whether the Service is not what it was.
+func (m *memory) isOther(b namedBackend) bool {
+	is, _ := m.backend(b.name)
+	return is != b.was
+}
+
+// forgetIngresses drops those that are not in use any more.
+func (m *memory) forgetIngresses() {
+	maps.DeleteFunc(m.ingresses, func(_ *networkingv1.Ingress, r *ingressRules) bool { return r.round != m.round })
 }

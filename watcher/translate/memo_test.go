@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sallyport/watcher/model"
@@ -42,7 +43,7 @@ func (e *editor) options(m *Memo) Options {
 func (e *editor) configure() {
 	e.asks = e.IntN(4) > 0
 	e.o = Options{
-		SCTP: e.IntN(2) == 0, IPv6: e.IntN(2) == 0, ClusterIPs: e.IntN(2) == 0, KeepsSource: e.IntN(2) == 0, ProxyProtocol: e.IntN(2) == 0,
+		TLS: e.IntN(2) == 0, RedirectHTTPS: e.IntN(2) == 0, SCTP: e.IntN(2) == 0, IPv6: e.IntN(2) == 0, ClusterIPs: e.IntN(2) == 0, KeepsSource: e.IntN(2) == 0, ProxyProtocol: e.IntN(2) == 0,
 		Reach: []model.Reach{"", model.ReachPods, model.ReachNodes}[e.IntN(3)], Zone: []string{"", "a", "b"}[e.IntN(3)],
 		ListenPorts:  []ListenPort{{model.TCP, uint16(30000 + e.IntN(5)), "a test"}},
 		OwnAddresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(e.IntN(9))})},
@@ -59,13 +60,15 @@ func (e *editor) edit() {
 	case 1:
 		e.asks = !e.asks
 	}
-	switch e.IntN(12) {
+	switch e.IntN(14) {
 	case 0, 9, 10, 11:
 		e.sick[node] = !e.sick[node]
 	case 1:
 		e.far[node] = !e.far[node]
 	case 2:
 		replace(e, &e.cluster.Nodes, node, e.node)
+	case 12, 13:
+		replace(e, &e.cluster.Ingresses, fmt.Sprint("i", e.IntN(4)), e.ingress)
 	case 3, 4, 5:
 		replace(e, &e.cluster.Services, fmt.Sprint("s", e.IntN(6)), e.service)
 	default:
@@ -116,6 +119,28 @@ func (e *editor) service(m metav1.ObjectMeta) *corev1.Service {
 	return s
 }
 
+func (e *editor) ingress(m metav1.ObjectMeta) *networkingv1.Ingress {
+	m.CreationTimestamp = metav1.Unix(int64(e.IntN(3)), 0)
+	m.Annotations = map[string]string{SSLRedirect: []string{"true", "false", "x"}[e.IntN(3)]}
+	backend := func() networkingv1.IngressBackend {
+		port := []networkingv1.ServiceBackendPort{{Name: "p0"}, {Number: 80}, {Number: 81}}[e.IntN(3)]
+		return networkingv1.IngressBackend{Service: &networkingv1.IngressServiceBackend{Name: fmt.Sprint("s", e.IntN(6)), Port: port}}
+	}
+	ing := &networkingv1.Ingress{ObjectMeta: m, Spec: networkingv1.IngressSpec{IngressClassName: new([]string{"sallyport", "other"}[e.IntN(2)])}}
+	for range e.IntN(3) {
+		paths := []networkingv1.HTTPIngressPath{{Path: fmt.Sprint("/", e.IntN(2)), PathType: new(networkingv1.PathTypePrefix), Backend: backend()}}
+		ing.Spec.Rules = append(ing.Spec.Rules, networkingv1.IngressRule{Host: hostOf(e.IntN(3)),
+			IngressRuleValue: networkingv1.IngressRuleValue{HTTP: &networkingv1.HTTPIngressRuleValue{Paths: paths}}})
+	}
+	if e.IntN(2) == 0 {
+		ing.Spec.DefaultBackend = new(backend())
+	}
+	if e.IntN(2) == 0 {
+		ing.Spec.TLS = []networkingv1.IngressTLS{{Hosts: []string{hostOf(e.IntN(3)), "-"}}}
+	}
+	return ing
+}
+
 func (e *editor) slice(m metav1.ObjectMeta) *discoveryv1.EndpointSlice {
 	m.Labels = map[string]string{discoveryv1.LabelServiceName: fmt.Sprint("s", e.IntN(6))}
 	s := &discoveryv1.EndpointSlice{ObjectMeta: m, AddressType: discoveryv1.AddressTypeIPv4}
@@ -139,6 +164,7 @@ func (e *editor) slice(m metav1.ObjectMeta) *discoveryv1.EndpointSlice {
 func TestMemoChangesNothing(t *testing.T) {
 	for seed := range uint64(20) {
 		e := &editor{Rand: rand.New(rand.NewPCG(seed, 1)), sick: map[string]bool{}, far: map[string]bool{}}
+		e.cluster.IngressClasses = largeCluster(0)[0].IngressClasses
 		e.configure()
 		var memo Memo
 		var last *model.Snapshot
@@ -166,8 +192,8 @@ func TestMemoForgets(t *testing.T) {
 	for _, in := range []objects.Objects{largeCluster(100), largeCluster(100), largeCluster(0)} {
 		Translate(in, Options{Memo: &memo})
 	}
-	if m := memo.clusters[""]; len(m.order)+len(m.services)+len(m.slices)+len(m.owners) > 0 {
-		t.Errorf("of an empty cluster %d Services, %d slices and %d names are held", len(m.services), len(m.slices), len(m.owners))
+	if m := memo.clusters[""]; len(m.order)+len(m.services)+len(m.slices)+len(m.owners)+len(m.ingresses) > 0 {
+		t.Errorf("of an empty cluster %d Services, %d slices, %d names and %d Ingresses are held", len(m.services), len(m.slices), len(m.owners), len(m.ingresses))
 	}
 }
 
@@ -191,6 +217,22 @@ func TestMemoAsksNodes(t *testing.T) {
 		}
 		if got := strings.Join(nodes, " "); got != step.want {
 			t.Errorf("step %d: sent to %s, want %s", i, got, step.want)
+		}
+	}
+}
+
+// TestMemoOfTLS: the hosts that are redirected may be those of a certificate, which comes and goes while the Ingress stays.
+func TestMemoOfTLS(t *testing.T) {
+	ing := hostileIngress()
+	ing.Spec.DefaultBackend = &networkingv1.IngressBackend{Service: &networkingv1.IngressServiceBackend{Name: "web"}}
+	ing.Spec.Rules = []networkingv1.IngressRule{{Host: hostOf(0)}}
+	ing.Spec.TLS = []networkingv1.IngressTLS{{SecretName: "cert"}}
+	secret := tlsSecret(t, metav1.ObjectMeta{Namespace: ing.Namespace, Name: "cert"}, hostOf(0))
+	var memo Memo
+	for i, secrets := range [][]*corev1.Secret{nil, {secret}, {secret}, nil} {
+		s := translateHostile(objects.Cluster{Ingresses: []*networkingv1.Ingress{ing}, Secrets: secrets}, Options{RedirectHTTPS: true, Memo: &memo})
+		if got := s.Routes[len(s.Routes)-1]; got.Host != hostOf(0) || got.RedirectHTTPS != (secrets != nil) {
+			t.Errorf("step %d: with %d Secrets %+v", i, len(secrets), got)
 		}
 	}
 }

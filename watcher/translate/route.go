@@ -17,6 +17,7 @@ type candidate struct {
 // first in its list stays.
 func resolveRoutes(s *model.Snapshot, all []candidate) {
 	slices.SortStableFunc(all, func(a, b candidate) int { return a.Compare(b.Route) })
+	s.Routes = make([]model.Route, 0, len(all))
 	for _, c := range all {
 		if n := len(s.Routes); n > 0 && sameRequests(&s.Routes[n-1], &c.Route) {
 			s.Problems = append(s.Problems, model.Problem{Object: c.Ref, Field: c.field, Reason: model.ReasonDuplicateRoute,

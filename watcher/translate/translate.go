@@ -86,8 +86,7 @@ func Translate(in objects.Objects, o Options) *model.Snapshot {
 		t.services()
 		t.ingresses()
 		clusters = append(clusters, t)
-		routes = append(routes, t.routes...)
-		hosts = append(hosts, t.hostClaims...)
+		routes, hosts = concat(routes, t.routes), concat(hosts, t.hostClaims)
 	}
 	sortServices(out)
 	resolveNodePorts(out, clusters, o.ListenPorts)
@@ -148,6 +147,14 @@ func (t *translator) problem(o model.ObjectRef, field string, r model.Reason, fo
 
 func problemOf(o model.ObjectRef, field string, r model.Reason, format string, args ...any) model.Problem {
 	return model.Problem{Object: o, Field: field, Reason: r, Message: brief(fmt.Sprintf(format, args...), maxMessage)}
+}
+
+// concat appends b to a, and copies nothing where a is empty, as it is of the first cluster.
+func concat[T any](a, b []T) []T {
+	if len(a) == 0 {
+		return b
+	}
+	return append(a, b...)
 }
 
 // created is the object's creationTimestamp, in UTC so that equal times compare equal with ==.
