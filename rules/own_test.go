@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netns"
 
@@ -185,7 +186,9 @@ func TestProblems(t *testing.T) {
 		}
 		bad := scenario.Service("bad", "192.0.2.254 192.0.2.1 172.16.6.6 192.0.2.200", "TCP 80 0:")
 		bad.RequestField = "spec.loadBalancerIP"
-		s := scenario.Snapshot(bad)
+		many := scenario.Service("many", "192.0.2.201", "TCP 80 0:"+scenario.Destinations(65))
+		many.Affinity = &model.Affinity{Timeout: time.Hour, Exact: true}
+		s := scenario.Snapshot(bad, many)
 		s.Nodes = append(s.Nodes, scenario.Node("node-2", edgeIP, "10.1.0.128/25"), scenario.Node("node-3", "0.0.0.0", "10.3.0.0/24"), scenario.Node("node-4", nodeIP, "172.16.6.0/24"))
 		if err := k.Reconcile(context.Background(), s); err == nil {
 			t.Error("a route that the kernel refuses is no error: they would not be tried again")
@@ -198,16 +201,17 @@ func TestProblems(t *testing.T) {
 			"Service default/bad: spec.loadBalancerIP: 172.16.6.6 is not served: it is the address of a node or an API server: choose another (AddressTaken)",
 			"Service default/bad: spec.loadBalancerIP: 192.0.2.1 is not served: it is an address of the edge itself: choose another (AddressTaken)",
 			"Service default/bad: spec.loadBalancerIP: 192.0.2.254 is not served: it is the gateway of one of the edge's routes: choose another (AddressTaken)",
+			"Service default/many: spec.sessionAffinity: port 80 of TCP, IPv4: clients keep to endpoints by a hash, without timeout: it has more than 64 endpoints (Unsupported)",
 		} {
 			if !slices.ContainsFunc(k.Problems(), func(p model.Problem) bool { return p.String() == want }) {
 				t.Errorf("missing: %s", want)
 			}
 		}
-		if got := k.Problems(); len(got) != 7 || !slices.IsSortedFunc(got, model.Problem.Compare) {
-			t.Errorf("%d Problems, want 7 in order: %v", len(got), got)
+		if got := k.Problems(); len(got) != 8 || !slices.IsSortedFunc(got, model.Problem.Compare) {
+			t.Errorf("%d Problems, want 8 in order: %v", len(got), got)
 		}
-		if here, err := readAddresses(DefaultLink); err != nil || fmt.Sprint(here.vips) != "[192.0.2.200]" {
-			t.Errorf("VIPs %v, %v; want the one that is free", here.vips, err)
+		if here, err := readAddresses(DefaultLink); err != nil || fmt.Sprint(here.vips) != "[192.0.2.200 192.0.2.201]" {
+			t.Errorf("VIPs %v, %v; want those that are free", here.vips, err)
 		}
 		if err := k.Reconcile(context.Background(), web("")); err != nil || len(k.Problems()) != 0 {
 			t.Errorf("when all is well: %v, %v", err, k.Problems())

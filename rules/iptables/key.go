@@ -80,7 +80,8 @@ func sameEntry(a, b plan.Entry) bool {
 
 func samePort(a, b *plan.Target) bool {
 	p, q := a.ServicePort, b.ServicePort
-	return (p == q || p.Name == q.Name && p.Protocol == q.Protocol && p.Port == q.Port) && slices.Equal(a.Destinations, b.Destinations)
+	return (p == q || p.Name == q.Name && p.Protocol == q.Protocol && p.Port == q.Port) && a.Sticky() == b.Sticky() &&
+		slices.Equal(a.Destinations, b.Destinations)
 }
 
 func sameService(a, b *model.Service) bool {

@@ -20,12 +20,16 @@ type claim struct {
 // collect gives the Services their addresses and NodePorts: of two claims to the same, the older Service's is served.
 func (p *Plan) collect(services []model.Service) {
 	targets, addresses := makeTargets(services, p.Family)
-	claims := make([]claim, 0, addresses)
+	claims, bounds := make([]claim, 0, addresses), bounds{p: p}
 	for _, svc := range byAge(services) {
 		for i := range svc.Ports {
 			t := targets.next(svc, &svc.Ports[i])
+			before := len(p.NodePorts) + len(claims)
 			p.claimNodePort(t)
 			claims = p.claim(claims, t)
+			if len(p.NodePorts)+len(claims) > before { // else it is for L7 alone
+				bounds.hold(t)
+			}
 		}
 	}
 	p.NodePorts = order(p.NodePorts)
@@ -70,7 +74,7 @@ func makeTargets(services []model.Service, f Family) (all *targets, addresses in
 func (t *targets) next(svc *model.Service, sp *model.ServicePort) *Target {
 	next := &t.free[0]
 	t.free = t.free[1:]
-	*next = Target{svc, sp, destinations(sp, t.family)}
+	*next = Target{Service: svc, ServicePort: sp, Destinations: destinations(sp, t.family)}
 	return next
 }
 

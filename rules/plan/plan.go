@@ -75,6 +75,8 @@ type Plan struct {
 	// Answers are where answers of destinations come from, ordered. What comes from there and that conntrack cannot place is
 	// dropped: to refuse it would end a connection that another edge knows, or knew.
 	Answers []Source
+	// Problems are what Services ask for and do not get, the oldest first.
+	Problems []model.Problem
 
 	Options
 }
@@ -105,6 +107,8 @@ type Target struct {
 	ServicePort *model.ServicePort
 	// Destinations are those of the family, ordered by address. None means that connections are refused.
 	Destinations []model.Destination
+
+	sticky time.Duration
 }
 
 // A Source is where packets come from.
@@ -133,17 +137,9 @@ func New(s *model.Snapshot, f Family, o Options) *Plan {
 	return p
 }
 
-// maxSticky is to how many destinations clients are kept by state: one after the other is asked whether it has the client.
-const maxSticky = 64
-
 // Sticky is for how long a client keeps its destination after its last new connection, where the Service asks for just that
-// (model.Affinity.Exact), or 0. Service ports with more than 64 destinations go by the client's address alone.
-func (t *Target) Sticky() time.Duration {
-	if a := t.Service.Affinity; a != nil && a.Exact && len(t.Destinations) <= maxSticky {
-		return a.Timeout
-	}
-	return 0
-}
+// (model.Affinity.Exact) and gets it, or 0. Where it does not, as it is one of Plan.Problems, the client's address alone decides.
+func (t *Target) Sticky() time.Duration { return t.sticky }
 
 // BySource says that the client's address alone chooses the destination, rather than its address and port.
 func (t *Target) BySource() bool { return t.Service.Affinity != nil }

@@ -102,9 +102,49 @@ func TestSticky(t *testing.T) {
 		{&model.Affinity{Timeout: time.Hour, Exact: true}, 64, time.Hour, true},
 		{&model.Affinity{Timeout: time.Hour, Exact: true}, 65, 0, true},
 	} {
-		target := Target{Service: &model.Service{Affinity: tt.affinity}, Destinations: equalWeights(tt.destinations)}
+		p := New(scenario.Snapshot(keeping("web", tt.affinity, tt.destinations)), IPv4, Options{})
+		target := p.Addresses[0].Entries[0].Target
 		if got := target.Sticky(); got != tt.want || target.BySource() != tt.bySource {
 			t.Errorf("%+v, %d destinations: got %v, %v", tt.affinity, tt.destinations, got, target.BySource())
+		}
+		if exact := tt.affinity != nil && tt.affinity.Exact; len(p.Problems) != 0 != (exact && tt.want == 0) {
+			t.Errorf("%+v, %d destinations: Problems %v", tt.affinity, tt.destinations, p.Problems)
+		}
+	}
+}
+
+// keeping is a Service with an affinity and so many destinations.
+func keeping(name string, a *model.Affinity, destinations int) model.Service {
+	svc := scenario.Service(name, "198.51.100.10", "TCP 80 0:")
+	svc.Affinity, svc.Ports[0].Destinations = a, equalWeights(destinations)
+	return svc
+}
+
+// TestBounds has more asked for than the kernel can do: the older Services get it, whatever younger ones ask for.
+func TestBounds(t *testing.T) {
+	exact := &model.Affinity{Timeout: time.Hour, Exact: true}
+	s := scenario.Snapshot(keeping("huge", nil, MaxSlots+1), keeping("for L7", exact, 4000))
+	s.Services[1].VIPs = nil
+	for i := range 70 {
+		svc := keeping(fmt.Sprintf("s%02d", i), exact, 60)
+		svc.Created = time.Unix(int64(100-i), 0)
+		s.Services = append(s.Services, svc)
+	}
+	p := New(s, IPv4, Options{})
+	got := map[string]string{}
+	for _, problem := range p.Problems {
+		got[problem.Object.Name] = problem.Field + ": " + problem.Message
+	}
+	if len(got) != 3 || len(p.Problems) != 3 {
+		t.Errorf("Problems %v, want those of 3 Services", p.Problems)
+	}
+	const older = "spec.sessionAffinity: port 80 of TCP, IPv4: clients keep to endpoints by a hash, without timeout: " +
+		"with older Services, it has more than the 4096 endpoints that clients are kept to by state"
+	for name, want := range map[string]string{
+		"huge": "spec.ports: port 80 of TCP, IPv4: of its endpoints, 65536 get connections, which is the most", "s00": older, "s01": older,
+	} {
+		if got[name] != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", name, got[name], want)
 		}
 	}
 }
