@@ -55,6 +55,8 @@ type account struct {
 	toldOpen int
 	behind   time.Time // since when there is less; zero if there is not
 	gone     time.Time // when the service port went; zero if it has not
+
+	instruments *instruments // of the Tracker while it collects; nil before it has
 }
 
 // count adds a flow that has ended.
@@ -112,17 +114,19 @@ func (l *ledger) start() {
 	}
 }
 
-// settle is called after the table is read: it brings what is told up to date.
-func (l *ledger) settle(now time.Time) {
+// settle is called after the table is read: it brings what is told up to date, and returns what is not told of any more.
+func (l *ledger) settle(now time.Time) (forgotten []series) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for s, a := range l.accounts {
 		if !a.gone.IsZero() && now.Sub(a.gone) > afterlife {
 			delete(l.accounts, s)
+			forgotten = append(forgotten, s)
 			continue
 		}
 		a.settle(now)
 	}
+	return forgotten
 }
 
 // settle tells what there is, but never less than before. If there is less for longer, the ends of flows were lost (the
@@ -173,7 +177,8 @@ func (l *ledger) keep(ports []*servicePort, now time.Time) {
 type reading struct {
 	series
 	tally
-	open int
+	open        int
+	instruments **instruments // the account's
 }
 
 // readings are of each service port that has had traffic, in the order in which a Gatherer puts them: with 10,000 of them, to
@@ -182,7 +187,7 @@ func (l *ledger) readings() []reading {
 	l.mu.Lock()
 	all := make([]reading, 0, len(l.accounts))
 	for s, a := range l.accounts {
-		all = append(all, reading{s, a.told, a.toldOpen})
+		all = append(all, reading{s, a.told, a.toldOpen, &a.instruments})
 	}
 	l.mu.Unlock()
 	slices.SortFunc(all, func(a, b reading) int {

@@ -2,7 +2,6 @@ package conntrack
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,17 +31,11 @@ func newMetrics(r prometheus.Registerer) metrics {
 	}
 }
 
-// descs are what a Tracker collects. The labels are bounded by the service ports that have had traffic.
-type descs struct{ total, open, packets, bytes, entries, limit *prometheus.Desc }
+// descs are those of the table as a whole.
+type descs struct{ entries, limit *prometheus.Desc }
 
 func newDescs() descs {
-	port := []string{"cluster", "namespace", "service", "port", "protocol"}
-	directed := append(slices.Clone(port), "direction")
 	return descs{
-		total:   prometheus.NewDesc("sallyport_l4_connections_total", "Connections (UDP: flows) of a service port, since this process started.", port, nil),
-		open:    prometheus.NewDesc("sallyport_l4_connections", "Connections (UDP: flows) of a service port that are open.", port, nil),
-		packets: prometheus.NewDesc("sallyport_l4_packets_total", "Packets of a service port's connections, from clients (in) and to them (out).", directed, nil),
-		bytes:   prometheus.NewDesc("sallyport_l4_bytes_total", "Bytes of a service port's connections with IP headers, from clients (in) and to them (out).", directed, nil),
 		entries: prometheus.NewDesc("sallyport_conntrack_entries", "Entries in the kernel's connection tracking table, of whatever kind.", nil, nil),
 		limit:   prometheus.NewDesc("sallyport_conntrack_max", "Entries that the table may have (net.netfilter.nf_conntrack_max). When it is full, new connections are dropped.", nil, nil),
 	}
@@ -50,9 +43,9 @@ func newDescs() descs {
 
 // Describe implements prometheus.Collector.
 func (t *Tracker) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{t.descs.total, t.descs.open, t.descs.packets, t.descs.bytes, t.descs.entries, t.descs.limit} {
-		ch <- d
-	}
+	ch <- t.descs.entries
+	ch <- t.descs.limit
+	t.vectors.describe(ch)
 }
 
 // Collect implements prometheus.Collector. It reads the entries of Sallyport's connections from the kernel.
@@ -60,8 +53,8 @@ func (t *Tracker) Collect(ch chan<- prometheus.Metric) {
 	t.collecting.Lock()
 	defer t.collecting.Unlock()
 	if entries, limit, err := t.measure(context.Background()); err == nil {
-		send(ch, t.descs.entries, prometheus.GaugeValue, uint64(entries))
-		send(ch, t.descs.limit, prometheus.GaugeValue, uint64(limit))
+		ch <- prometheus.MustNewConstMetric(t.descs.entries, prometheus.GaugeValue, float64(entries))
+		ch <- prometheus.MustNewConstMetric(t.descs.limit, prometheus.GaugeValue, float64(limit))
 	}
 	if !t.started {
 		return
@@ -70,35 +63,11 @@ func (t *Tracker) Collect(ch chan<- prometheus.Metric) {
 		t.metrics.failed.Inc()
 		t.o.Log.Error("connections not counted", "err", err)
 	} else {
-		t.ledger.settle(time.Now())
+		for _, gone := range t.ledger.settle(time.Now()) {
+			t.vectors.forget(gone)
+		}
 	}
-	t.descs.send(ch, t.ledger.readings())
-}
-
-func (d descs) send(ch chan<- prometheus.Metric, all []reading) {
-	for i := range all {
-		r := &all[i]
-		send(ch, d.total, prometheus.CounterValue, r.tally[connections], r.labels()...)
-		send(ch, d.open, prometheus.GaugeValue, uint64(r.open), r.labels()...)
-		send(ch, d.packets, prometheus.CounterValue, r.tally[packetsIn], r.labels("in")...)
-		send(ch, d.bytes, prometheus.CounterValue, r.tally[bytesIn], r.labels("in")...)
-	}
-	for i := range all {
-		r := &all[i]
-		send(ch, d.packets, prometheus.CounterValue, r.tally[packetsOut], r.labels("out")...)
-		send(ch, d.bytes, prometheus.CounterValue, r.tally[bytesOut], r.labels("out")...)
-	}
-}
-
-func (s *series) labels(direction ...string) []string {
-	return append([]string{s.cluster, s.namespace, s.service, s.port, s.protocol}, direction...)
-}
-
-// send leaves out what cannot be a label: names are the cluster's, and one that is no UTF-8 must not cost all other metrics.
-func send(ch chan<- prometheus.Metric, d *prometheus.Desc, kind prometheus.ValueType, v uint64, labels ...string) {
-	if m, err := prometheus.NewConstMetric(d, kind, float64(v), labels...); err == nil {
-		ch <- m
-	}
+	t.vectors.collect(ch, t.ledger.readings())
 }
 
 // Full says whether the table is nearly full: from 80 % of what it may hold until it is under 70 % again. When it is full, new

@@ -10,8 +10,8 @@ import (
 )
 
 // UDP has no connections: the kernel keeps an entry for as long as a client goes on sending, and with it the endpoint that
-// was chosen first, though it be long gone. So such an entry is deleted, and the next datagram chooses anew. An entry that is still right is never touched, whenever it was made: to lose it would send a client
-// elsewhere (kubernetes/kubernetes#122740).
+// was chosen first, though it be long gone. So such an entry is deleted, and the next datagram chooses anew. An entry that is
+// still right is never touched, whenever it was made: to lose it would send a client elsewhere (kubernetes/kubernetes#122740).
 
 // stale says whether an entry of UDP leads where it must no longer. swept is the index by which stale entries were deleted
 // last, nil at first; ours says that the flow has Sallyport's mark.

@@ -40,6 +40,7 @@ type Tracker struct {
 	events  *events
 	metrics metrics
 	descs   descs
+	vectors vectors
 	index   atomic.Pointer[index] // nil before the first Reconcile
 	ledger  ledger
 
@@ -68,7 +69,7 @@ func New(o Options) (*Tracker, error) {
 		ends.close()
 		return nil, err
 	}
-	t := &Tracker{o: o, table: entries, events: ends, metrics: newMetrics(o.Metrics), descs: newDescs()}
+	t := &Tracker{o: o, table: entries, events: ends, metrics: newMetrics(o.Metrics), descs: newDescs(), vectors: newVectors()}
 	if o.Metrics != nil {
 		if err := o.Metrics.Register(t); err != nil {
 			t.Close()
