@@ -61,7 +61,7 @@ func groupOptions() plan.Options {
 	return o
 }
 
-// A flowTest is what becomes of a flow, by the rules for features.
+// A flowTest is what becomes of a flow.
 type flowTest struct {
 	why  string
 	o    plan.Options
@@ -69,8 +69,8 @@ type flowTest struct {
 	want string
 }
 
-func (tt flowTest) run(t *testing.T) {
-	if got := fateIn(t, features(), tt.o, tt.flow); got != tt.want {
+func (tt flowTest) run(t *testing.T, s *model.Snapshot) {
+	if got := fateIn(t, s, tt.o, tt.flow); got != tt.want {
 		t.Errorf("%s\ngot  %s\nwant %s", tt.flow, got, tt.want)
 	}
 }
@@ -129,7 +129,7 @@ func TestFeatures(t *testing.T) {
 		{"cluster IP, with groups", groups, "192.0.2.9 -> tcp 10.96.0.10:80", "10.1.0.9:80 masq"},
 		{"weights", plain, "192.0.2.9 -> tcp 198.51.100.50:80", "10.0.0.11:30050 10.0.0.12:30050 masq"},
 	} {
-		t.Run(tt.why, tt.run)
+		t.Run(tt.why, func(t *testing.T) { tt.run(t, features()) })
 	}
 }
 
@@ -167,7 +167,7 @@ func TestSourceAddresses(t *testing.T) {
 		{"source kept, no groups, of a pod", keepAlone, "10.1.0.2 -> tcp 198.51.100.10:80", "10.1.0.2:9376 10.1.0.3:9376 masq"},
 		{"source replaced, answer without state, to others", plain, "MIDSTREAM 10.1.0.2:9376 -> tcp 192.0.2.9:40000", "not ours"},
 	} {
-		t.Run(tt.why, tt.run)
+		t.Run(tt.why, func(t *testing.T) { tt.run(t, features()) })
 	}
 }
 
