@@ -59,7 +59,20 @@ func (s *service) request(field string, ips ...string) {
 			s.complain(field, model.ReasonUnsupported, "%v is not served: VIPs are IPv4 with this dataplane (l4.dataplane): ask for such an address", addr)
 		case !slices.Contains(b.RequestedVIPs, addr):
 			b.RequestedVIPs = append(b.RequestedVIPs, addr)
+			s.explainFamily(field, addr)
 		}
+	}
+}
+
+// explainFamily records that connections to an address are refused, as endpoints of its family are none of the Service's.
+func (s *service) explainFamily(field string, addr netip.Addr) {
+	f := ipv4
+	if !addr.Is4() {
+		f = ipv6
+	}
+	if !s.has(f) {
+		s.complain(field, model.ReasonUnsupported, "%v refuses connections: the Service is not of %s (spec.ipFamilies): use an address "+
+			"of its family, or give it both (spec.ipFamilyPolicy: PreferDualStack)", addr, apiFamily[f])
 	}
 }
 
@@ -81,6 +94,7 @@ func (s *service) externalIPs() {
 			s.complain(indexed("spec.externalIPs", i, ""), reason, "%q %s", ip, why)
 		case !slices.Contains(s.result.ExternalIPs, addr):
 			s.result.ExternalIPs = append(s.result.ExternalIPs, addr)
+			s.explainFamily(indexed("spec.externalIPs", i, ""), addr)
 		}
 	}
 }
