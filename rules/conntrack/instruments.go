@@ -14,16 +14,15 @@ type vectors struct {
 
 func newVectors() vectors {
 	port := []string{"cluster", "namespace", "service", "port", "protocol"}
-	directed := append(slices.Clone(port), "direction")
 	return vectors{
 		connections: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sallyport_l4_connections_total",
 			Help: "Connections (UDP: flows) of a service port, since this process started."}, port),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sallyport_l4_connections",
 			Help: "Connections (UDP: flows) of a service port that are open."}, port),
 		packets: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sallyport_l4_packets_total",
-			Help: "Packets of a service port's connections, from clients (in) and to them (out)."}, directed),
+			Help: "Packets of a service port's connections, from clients (in) and to them (out)."}, append(slices.Clone(port), "direction")),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sallyport_l4_bytes_total",
-			Help: "Bytes of a service port's connections with IP headers, from clients (in) and to them (out)."}, directed),
+			Help: "Bytes of a service port's connections with IP headers, from clients (in) and to them (out)."}, append(slices.Clone(port), "direction")),
 	}
 }
 
