@@ -1,12 +1,14 @@
 package reach
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -32,10 +34,12 @@ type question struct {
 
 // An answer is what is known of a question.
 type answer struct {
-	addr    netip.Addr // InternalIP of the node
-	asked   bool
-	no      bool // the node says that it has none, or does not answer
-	silence int  // questions in a row without any answer
+	addr      netip.Addr // InternalIP of the node
+	namespace string     // of the Service
+	asked     bool
+	round     uint64 // in which it was asked last
+	no        bool   // the node says that it has none, or does not answer
+	silence   int    // questions in a row without any answer
 }
 
 // health asks nodes. A node that was not asked, or is new, counts as healthy.
@@ -46,6 +50,7 @@ type health struct {
 
 	mu      sync.Mutex
 	answers map[question]*answer
+	round   uint64 // of questions
 }
 
 func newHealth(o Options) *health {
@@ -119,14 +124,14 @@ func (h *health) questions(svc *model.Service, addrs map[model.ObjectRef]netip.A
 			}
 			a := h.answers[q]
 			if a == nil || a.addr != addr {
-				a = &answer{addr: addr}
+				a = &answer{addr: addr, namespace: svc.Ref.Namespace}
 			}
 			into[q] = a
 		}
 	}
 }
 
-// run asks until ctx ends: what is new at once, everything each HealthInterval.
+// run asks until ctx ends: what is new at once, everything each HealthInterval, or, where it is much, what there is time for.
 func (h *health) run(ctx context.Context) {
 	tick := time.NewTicker(h.o.HealthInterval)
 	defer tick.Stop()
@@ -149,7 +154,7 @@ func (h *health) ask(ctx context.Context, due func(*answer) bool) {
 	pause := time.NewTicker(questionPause)
 	defer pause.Stop()
 	places := make(chan struct{}, questionsAtOnce)
-	for q, addr := range h.due(due) {
+	for _, q := range h.due(due) {
 		select {
 		case <-ctx.Done():
 			return
@@ -157,20 +162,44 @@ func (h *health) ask(ctx context.Context, due func(*answer) bool) {
 		}
 		all.Go(func() {
 			defer func() { <-places }()
-			h.one(ctx, q, addr)
+			h.one(ctx, q.question, q.addr)
 		})
 		<-pause.C
 	}
 }
 
-// due are the questions to ask, and whom.
-func (h *health) due(due func(*answer) bool) map[question]netip.Addr {
+// A dueQuestion is a question, and whom to ask it.
+type dueQuestion struct {
+	question
+	addr netip.Addr
+}
+
+// due are the questions of the next round, as many as fit into it: of each namespace in turn the one that was not asked for the
+// longest time, so that no namespace with many Services keeps those of others from being asked.
+func (h *health) due(due func(*answer) bool) []dueQuestion {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	out := make(map[question]netip.Addr, len(h.answers))
+	h.round++
+	waiting, all := map[string][]question{}, 0
 	for q, a := range h.answers {
 		if due(a) {
-			out[q] = a.addr
+			waiting[a.namespace] = append(waiting[a.namespace], q)
+			all++
+		}
+	}
+	for _, list := range waiting {
+		slices.SortFunc(list, func(p, q question) int { return cmp.Compare(h.answers[p].round, h.answers[q].round) })
+	}
+	out := make([]dueQuestion, min(all, max(1, int(h.o.HealthInterval/questionPause))))
+	for i := 0; i < len(out); {
+		for namespace, list := range waiting {
+			if len(list) == 0 || i == len(out) {
+				continue
+			}
+			a := h.answers[list[0]]
+			a.round, out[i] = h.round, dueQuestion{list[0], a.addr}
+			waiting[namespace] = list[1:]
+			i++
 		}
 	}
 	return out

@@ -180,3 +180,31 @@ func TestGet(t *testing.T) {
 		t.Errorf("cut short: %v", err)
 	}
 }
+
+// TestNobodyKeepsNodesBusy: however many questions the Services of one namespace make, those of another are asked in time.
+func TestNobodyKeepsNodesBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, n := newHealthRig(t)
+		s := local()
+		s.Services[0].Ref.Namespace = "shop"
+		hostile := &model.Snapshot{}
+		for i := range 5000 { // silent ones, which take longest
+			svc := local().Services[0]
+			svc.Ref.Namespace, svc.HealthCheckNodePort = "hostile", uint16(31000+i)
+			hostile.Services = append(hostile.Services, svc)
+		}
+		s.Services = append(s.Services, hostile.Services...)
+		_ = p.Reconcile(t.Context(), s)
+		for _, status := range []int{http.StatusServiceUnavailable, http.StatusOK} {
+			n.say(urlA, status)
+			time.Sleep(time.Minute) // virtual time
+			if got, want := p.NodeHealthy(nodeA, 30900), status == http.StatusOK; got != want {
+				t.Errorf("a minute after status %d: healthy %v", status, got)
+			}
+		}
+		time.Sleep(20 * time.Minute)
+		if all, _ := n.urls(); all != 5001 {
+			t.Errorf("%d questions have been asked, want each of 5001", all)
+		}
+	})
+}
