@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"errors"
 	"net"
 	"sync"
@@ -19,6 +20,7 @@ type session struct {
 	peer     peer
 	endpoint *balance.Endpoint
 	conn     *net.UDPConn // connected; closing it ends the session
+	out      *outbox      // of conn
 	admitted admission
 	state    *portState
 	// replyControl makes replies leave from the address that the client sent to.
@@ -101,9 +103,44 @@ func (s *session) reply(in *inbox, raw syscall.RawConn) bool {
 	return true
 }
 
-// isOver says whether a session ends by a failure of its socket, such as ECONNREFUSED, the ICMP answer to an earlier datagram. That
-// one was too long for the way, which is another such answer, is no fault of the destination; the kernel fragments from then on.
-func isOver(err error) bool { return !errors.Is(err, unix.EMSGSIZE) }
+// isOver says whether a session ends by a failure of its socket, such as ECONNREFUSED, the ICMP answer to an earlier datagram.
+// That one was too long for the way, which is another such answer, is no fault of the destination; the kernel fragments from then
+// on. Nor is it that there is no room.
+func isOver(err error) bool {
+	return !errors.Is(err, unix.EMSGSIZE) && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS)
+}
+
+// An outbox sends datagrams without waiting for room, as a router does: one client whose destination is slow must not hold up
+// the others of the listener.
+type outbox struct {
+	raw     syscall.RawConn
+	attempt func(fd uintptr) bool
+	payload []byte
+	err     error
+}
+
+func newOutbox(conn syscall.Conn) (*outbox, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	o := &outbox{raw: raw}
+	o.attempt = o.try // made once: a method value allocates
+	return o, nil
+}
+
+// send fails with EAGAIN if there is no room. One goroutine may send at a time.
+func (o *outbox) send(payload []byte) error {
+	o.payload = payload
+	err := o.raw.Write(o.attempt)
+	o.payload = nil
+	return cmp.Or(err, o.err)
+}
+
+func (o *outbox) try(fd uintptr) bool {
+	_, o.err = unix.Write(int(fd), o.payload)
+	return true
+}
 
 // An inbox receives datagrams into pooled buffers. Unlike a Read of package net it borrows its buffer when a
 // datagram is there, not while it waits: 64 KiB for each idle client would be 1 GiB for 16384 of them.

@@ -165,7 +165,7 @@ func (s *splicer) giveAll(fd uintptr) bool {
 func splice(from, to, n int) (int, error) {
 	for {
 		moved, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		if err == unix.EINTR { //nolint:errorlint // a plain errno, of each piece of data
+		if err == unix.EINTR {
 			continue
 		}
 		return max(int(moved), 0), err

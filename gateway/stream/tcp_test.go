@@ -295,7 +295,7 @@ func TestTCPConnectionsOfOneServiceLeaveRoom(t *testing.T) {
 	other.mustLine(t, "b")
 	other.Close()
 	e.mustReconcile(t)
-	eventually(t, "only those of the one Service are counted", func() bool { return e.Proxy.connections.used.Load() == most/2 })
+	eventually(t, "only those of the one Service are counted", func() bool { return e.connections.used.Load() == most/2 })
 }
 
 // BenchmarkTCPConnect opens and ends connections. Its allocations are nearly all of package net, for the four sockets that this

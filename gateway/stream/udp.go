@@ -3,6 +3,7 @@ package stream
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"net"
 	"net/netip"
@@ -154,9 +155,9 @@ func (l *udpListener) forward(payload, control []byte, client netip.AddrPort) {
 	if s.stage.Load() == answered {
 		s.stage.Store(lasting)
 	}
-	_, err := s.conn.Write(payload)
-	if err != nil && !isOver(err) {
-		_, err = s.conn.Write(payload) // the failure was an earlier one's
+	err := s.out.send(payload)
+	if errors.Is(err, unix.EMSGSIZE) {
+		err = s.out.send(payload) // the failure may be an earlier one's
 	}
 	if err != nil {
 		l.proxy.metrics.dropSend.Inc()
@@ -207,6 +208,10 @@ func (l *udpListener) begin(who peer, control []byte) *session {
 		return nil
 	}
 	conn, endpoint, err := connectUDP(t, from)
+	var out *outbox
+	if err == nil {
+		out, err = newOutbox(conn)
+	}
 	if err != nil {
 		admitted.release()
 		p.udpSessions.give(1)
@@ -214,7 +219,7 @@ func (l *udpListener) begin(who peer, control []byte) *session {
 		p.opt.Log.Debug("no destination takes the datagram", "service", t.service, "client", who.client, "err", err)
 		return nil
 	}
-	s := &session{listener: l, peer: who, endpoint: endpoint, conn: conn, admitted: admitted, state: t.state,
+	s := &session{listener: l, peer: who, endpoint: endpoint, conn: conn, out: out, admitted: admitted, state: t.state,
 		replyControl: replyControl(slices.Clone(control))}
 	s.begin()
 	return s
