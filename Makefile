@@ -1,6 +1,6 @@
 # Sallyport. "make help" lists the targets.
 
-LAB_TOOLS = iptables=iptables nft=nftables ip=iproute2 conntrack=conntrack curl=curl git=git sysctl=procps gcc=build-essential
+LAB_TOOLS = iptables=iptables nft=nftables ip=iproute2 ipset=ipset conntrack=conntrack curl=curl git=git sysctl=procps gcc=build-essential
 PACKAGE_TOOLS = go=golang dpkg-deb=dpkg debootstrap=debootstrap systemd-nspawn=systemd-container lintian=lintian mandoc=mandoc \
 	systemd-analyze=systemd ip=iproute2 nsenter=util-linux
 LINT      = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
@@ -39,7 +39,7 @@ lint: ## golangci-lint with .golangci.yml
 	go run $(LINT) run
 
 golden: ## accept what the code now renders as the golden files (then read the diff)
-	go test ./rules ./watcher/translate ./cmd/sallyport/explain -update
+	go test ./rules/iptables ./rules/nftables ./watcher/translate ./cmd/sallyport/explain -update
 
 bench: ## Go benchmarks: translation, rules, route table, proxy
 	go test -run '^$$' -bench . -benchmem ./...
