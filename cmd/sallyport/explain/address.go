@@ -49,11 +49,11 @@ func addressKind(s *model.Service, addr netip.Addr) string {
 	return ""
 }
 
-// isTaken says whether this edge refuses the Service an address that it was given, as it is someone else's: only the
-// Problem tells.
+// isTaken says whether this edge refuses the Service an address that it was given, as it is someone else's, or of a family that
+// the edge does not have: only the Problem tells.
 func (e *explainer) isTaken(s *model.Service, addr netip.Addr) bool {
 	return slices.ContainsFunc(e.o.Problems, func(p model.Problem) bool {
-		return p.Object == s.Ref && p.Reason == model.ReasonAddressTaken && strings.HasPrefix(p.Message, addr.String()+" ")
+		return p.Object == s.Ref && strings.HasPrefix(p.Message, addr.String()+" is not served: ")
 	})
 }
 

@@ -384,18 +384,19 @@ func TestExpiredCertificate(t *testing.T) {
 // TestTakenVIP: a VIP that the edge refuses a Service, which only a Problem of the kernel's reconciler tells, leads where the
 // address led before.
 func TestTakenVIP(t *testing.T) {
-	edge, node := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.0.0.11")
+	edge, node, six := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.0.0.11"), netip.MustParseAddr("2001:db8::1")
 	s := edgeOf()
 	web := &s.Services[0]
-	web.VIPs = []netip.Addr{edge, node, netip.MustParseAddr("192.0.2.10")}
+	web.VIPs = []netip.Addr{edge, node, six, netip.MustParseAddr("192.0.2.10")}
 	o := Options{HTTPPort: 80, EdgeAddresses: []netip.Addr{edge}, Dataplane: "iptables"}
-	for _, a := range web.VIPs[:2] { // in the words of package rules
-		o.Problems = append(o.Problems, model.Problem{Object: web.Ref, Reason: model.ReasonAddressTaken, Message: a.String() + " is not served: it is taken: choose another"})
+	for a, why := range map[netip.Addr]model.Reason{edge: model.ReasonAddressTaken, node: model.ReasonAddressTaken, six: model.ReasonUnsupported} { // in the words of package rules
+		o.Problems = append(o.Problems, model.Problem{Object: web.Ref, Reason: why, Message: a.String() + " is not served: it is taken: choose another"})
 	}
 	for _, tt := range []struct{ target, want string }{
 		{"tcp://192.0.2.1:80", "SERVED\nthe edge itself listens on port 80"},
 		{"http://192.0.2.1/", "NONE\nthe request is answered 404"},
 		{"tcp://10.0.0.11:80", "NONE\n10.0.0.11 is no address of this edge, nor a VIP"},
+		{"tcp://[2001:db8::1]:80", "NONE\n2001:db8::1 is no address of this edge, nor a VIP"}, // which has no IPv6
 		{"tcp://192.0.2.10:80", "SERVED\nVIP 192.0.2.10:80 leads to Service shop/a"},
 		{"service/shop/a", "SERVED\nService shop/a is reached by tcp://192.0.2.10:80, http://shop.example.com"},
 	} {
