@@ -89,6 +89,7 @@ func (r Ruleset) WriteTo(w io.Writer) (int64, error) {
 // writes the chains anew and removes those that are gone.
 func (t Table) Change(write []Chain, gone, commands []string) []byte {
 	var b bytes.Buffer
+	b.Grow(changeSize(write, gone, commands)) // it may be 10 MB, which growing would copy again and again
 	fmt.Fprintf(&b, "*%s\n", t.Name)
 	for _, c := range write {
 		fmt.Fprintf(&b, ":%s - [0:0]\n", c.Name) // declaring a chain empties it
@@ -107,6 +108,19 @@ func (t Table) Change(write []Chain, gone, commands []string) []byte {
 	}
 	b.WriteString("COMMIT\n")
 	return b.Bytes()
+}
+
+// changeSize is about how long the text of a change is.
+func changeSize(write []Chain, gone, commands []string) int {
+	const line = 2 * (maxChainName + len(":  - [0:0]")) // the name of a chain stands in two lines at most
+	n := line * (1 + len(write) + len(gone))
+	for _, c := range write {
+		n += len(c.Text)
+	}
+	for _, c := range commands {
+		n += len(c) + 1
+	}
+	return n
 }
 
 // Since compares t with what was applied before: the chains to write and the names of those that are gone.
