@@ -29,8 +29,8 @@ type target struct {
 // the other one.
 type choice struct {
 	endpoints []*balance.Endpoint
-	turns     balance.Picker
-	byClient  *balance.Rendezvous
+	turns     balance.Picker      // without affinity
+	byClient  *balance.Rendezvous // with affinity
 }
 
 func (p *Proxy) newTarget(w want) *target {
@@ -46,19 +46,24 @@ func (p *Proxy) newTarget(w want) *target {
 	}
 	switch {
 	case v4 == nil:
-		t.v6 = p.newChoice(v6)
+		t.v6 = p.newChoice(v6, t.affinity)
 		t.v4 = t.v6
 	case v6 == nil:
-		t.v4 = p.newChoice(v4)
+		t.v4 = p.newChoice(v4, t.affinity)
 		t.v6 = t.v4
 	default:
-		t.v4, t.v6 = p.newChoice(v4), p.newChoice(v6)
+		t.v4, t.v6 = p.newChoice(v4, t.affinity), p.newChoice(v6, t.affinity)
 	}
 	return t
 }
 
-func (p *Proxy) newChoice(all []balance.Weighted) *choice {
-	c := &choice{turns: balance.NewTurns(all), byClient: balance.NewRendezvous(uint64(p.opt.HashSeed), all)}
+func (p *Proxy) newChoice(all []balance.Weighted, a *model.Affinity) *choice {
+	c := &choice{}
+	if a == nil {
+		c.turns = balance.NewTurns(all)
+	} else {
+		c.byClient = balance.NewRendezvous(uint64(p.opt.HashSeed), all)
+	}
 	for _, e := range all {
 		c.endpoints = append(c.endpoints, e.Endpoint)
 	}
