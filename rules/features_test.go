@@ -30,6 +30,7 @@ type site struct {
 	*netlab.Network
 	at        map[string]string // addresses of one family, by name
 	reconcile func(*model.Snapshot)
+	backend   Backend
 }
 
 // everySite runs a test with each dataplane, in each family.
@@ -37,7 +38,7 @@ func everySite(t *testing.T, o Options, f func(t *testing.T, s *site)) {
 	everyDataplane(t, func(t *testing.T, d Options) {
 		for family, at := range map[string]map[string]string{"IPv4": places4, "IPv6": places6} {
 			t.Run(family, func(t *testing.T) {
-				s := &site{Network: newNetwork(t), at: at}
+				s := &site{Network: newNetwork(t), at: at, backend: d.Backend}
 				for _, ip := range netlab.Pods {
 					netlab.Serve(t, s.Node, net.JoinHostPort(ip, "9376"), ip)
 				}
