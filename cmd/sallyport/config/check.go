@@ -155,8 +155,11 @@ func (p *problems) oneOf(key, got string, allowed ...string) {
 // prefixes refuses CIDRs with host bits: whoever writes 10.0.0.1/24 means either a host or a network.
 func (p *problems) prefixes(key string, list []netip.Prefix) {
 	for i, x := range list {
-		if x != x.Masked() {
-			p.add(fmt.Sprintf("%s[%d]", key, i), "%v has host bits set; did you mean %v?", x, x.Masked())
+		switch at := fmt.Sprintf("%s[%d]", key, i); {
+		case x.Addr().Is4In6():
+			p.add(at, "%v is IPv4 in IPv6 form, which no address is in: write it as IPv4", x)
+		case x != x.Masked():
+			p.add(at, "%v has host bits set; did you mean %v?", x, x.Masked())
 		}
 	}
 }

@@ -66,7 +66,7 @@ func (c *Config) checkGroups(p *problems) {
 		}
 		names[g.Name] = i
 		g.SNAT = p.snatAddresses(c, i)
-		p.nodesGateway(key+".nodesGateway", g.NodesGateway)
+		p.nodesGateway(c, i)
 		if c.L4.Dataplane == DataplaneUserspace && (len(g.SNAT) > 0 || len(g.NodesGateway) > 0) {
 			p.add(key, "userspace has connections of its own, with this machine's address: use another l4.dataplane, or leave the addresses out")
 		}
@@ -92,8 +92,8 @@ func (p *problems) snatAddresses(c *Config, i int) (out []lb.Range) {
 			p.add(at, "%s is a second range of its family, and the kernel takes one: make one range of both", text)
 		case !fewer(r, maxSNATAddresses):
 			p.add(at, "%s is more than %d addresses: a few do", text, maxSNATAddresses)
-		case overlapping(r, c.Pools) != "":
-			p.add(at, "%s overlaps %s: these are addresses on the nodes' network", text, overlapping(r, c.Pools))
+		case c.forServices(r) != "":
+			p.add(at, "%s overlaps %s: these are addresses on the nodes' network", text, c.forServices(r))
 		case slices.ContainsFunc(c.Groups[:i], func(g Group) bool { return slices.ContainsFunc(g.SNAT, r.Overlaps) }):
 			p.add(at, "%s overlaps the range of an earlier group: an address moves with one group", text)
 		default:
@@ -112,14 +112,30 @@ func fewer(r lb.Range, most int) bool {
 	return n <= most
 }
 
-func (p *problems) nodesGateway(key string, list []netip.Addr) {
-	for i, a := range list {
-		at := fmt.Sprintf("%s[%d]", key, i)
+// forServices says what of the addresses Services may take overlaps a range, or is empty.
+func (c *Config) forServices(r lb.Range) string {
+	for _, x := range c.L4.ExternalIPs {
+		if external, err := lb.ParseRange(x.String()); err == nil && external.Overlaps(r) {
+			return fmt.Sprintf("%v of l4.externalIPs", x)
+		}
+	}
+	return overlapping(r, c.Pools)
+}
+
+// nodesGateway checks that of group i.
+func (p *problems) nodesGateway(c *Config, i int) {
+	list := c.Groups[i].NodesGateway
+	for j, a := range list {
+		at := fmt.Sprintf("groups[%d].nodesGateway[%d]", i, j)
 		switch {
-		case a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Zone() != "":
+		case a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Zone() != "" || a.Is4In6():
 			p.add(at, "%v is no address that nodes can route through", a)
-		case slices.ContainsFunc(list[:i], func(o netip.Addr) bool { return o.Is4() == a.Is4() }):
+		case slices.ContainsFunc(list[:j], func(o netip.Addr) bool { return o.Is4() == a.Is4() }):
 			p.add(at, "%v is a second one of its family: a group has one", a)
+		case c.forServices(lb.Range{First: a, Last: a}) != "":
+			p.add(at, "%v is in %s: who can write a Service could take it from the nodes", a, c.forServices(lb.Range{First: a, Last: a}))
+		case slices.ContainsFunc(c.Groups[:i], func(g Group) bool { return slices.Contains(g.NodesGateway, a) }):
+			p.add(at, "%v is an earlier group's: an address moves with one group", a)
 		}
 	}
 }
