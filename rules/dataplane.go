@@ -67,7 +67,7 @@ func (k *Kernel) openDataplane() (noIPv6 string, err error) {
 	_, noIPv6 = hasIPv6()
 	if k.o.Dataplane == DataplaneNFTables {
 		k.isOwn = func(p place) bool { return p.command == nftCommand }
-		k.rules, err = nftables.New(nftables.Options{Log: k.log})
+		k.rules, err = newPassing(k.log)
 		return noIPv6, err
 	}
 	x, err := newXtables(k.o, k.log, k.metrics)
@@ -132,6 +132,11 @@ func anyAlone(ctx context.Context, places []place, f plan.Family) (bool, error) 
 func (k *Kernel) leaveOthers(ctx context.Context) {
 	_, others := k.divide()
 	for _, p := range others {
+		if f, ok := p.holder.(flavour); ok {
+			d, ok := k.rules.(passing)
+			f.keepPass = ok && d.keeps(f)
+			p.holder = f
+		}
 		removed, err := p.Remove(ctx)
 		if len(removed) > 0 {
 			k.log.InfoContext(ctx, "rules of an earlier run removed", "removed", removed)

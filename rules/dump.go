@@ -37,6 +37,15 @@ func (f flavour) dump(ctx context.Context) (dump, error) {
 	return parseDump(out), nil
 }
 
+// dumpTable reads one table, which legacy does not make by that.
+func (f flavour) dumpTable(ctx context.Context, table string) (dump, error) {
+	if used, err := f.inUse(table); err != nil || !used {
+		return nil, err
+	}
+	out, err := f.save(ctx, "-t", table)
+	return parseDump(out), err
+}
+
 func parseDump(out []byte) dump {
 	d := dump{}
 	var t *dumpedTable
@@ -76,6 +85,12 @@ func (d dump) holds(table string, rules ...string) bool {
 		chain, _, _ := strings.Cut(rule, " ")
 		return !slices.Contains(t.rules[chain], "-A "+rule)
 	})
+}
+
+// mayDrop says whether a built-in chain does anything but accept and send to us.
+func (d dump) mayDrop(h iptables.Hook) bool {
+	t := d[h.Table]
+	return t != nil && (t.policies[h.From] == "DROP" || slices.ContainsFunc(t.rules[h.From], func(rule string) bool { return rule != h.Line() }))
 }
 
 // hasChain says whether the name of a chain, in any table, begins so.

@@ -189,9 +189,13 @@ func (i *inspection) otherRules(ctx context.Context, b Backend, family plan.Fami
 	return d
 }
 
-// acceptForward says how a backend that Sallyport does not use lets its connections pass. With nftables, they are known by
-// their connmark from the first packet on.
+// acceptForward says how a backend that Sallyport does not use lets its connections pass. With nftables that is done already, or
+// else, as for legacy where it is not root's, they are known by their connmark from the first packet on.
 func (i *inspection) acceptForward(f flavour, d dump) {
+	if i.o.Dataplane == DataplaneNFTables && f.checkUser() == nil {
+		i.add(f.command, "%s", forwardDrops)
+		return
+	}
 	first, next := iptables.Accepting("FORWARD", i.o.Options)
 	rules := []string{first, next}
 	if i.o.Dataplane == DataplaneNFTables {
@@ -203,6 +207,8 @@ func (i *inspection) acceptForward(f flavour, d dump) {
 	}
 }
 
+const forwardDrops = "The policy of FORWARD is DROP. Sallyport's connections are accepted before that, so there is nothing to do."
+
 // openInput is a command of iptables, but for the command itself.
 const openInput = " -I INPUT -p tcp -m multiport --dports %s -j ACCEPT"
 
@@ -210,7 +216,7 @@ const openInput = " -I INPUT -p tcp -m multiport --dports %s -j ACCEPT"
 func (i *inspection) early(f flavour) {
 	d := i.own[f.family]
 	if d.policy("filter", "FORWARD") == "DROP" {
-		i.add(subject("FORWARD", f), "Its policy is DROP. Sallyport's connections are accepted before that, so there is nothing to do.")
+		i.add(subject("FORWARD", f), "%s", forwardDrops)
 	}
 	if d.policy("filter", "INPUT") == "DROP" && !d.hasChain("ufw") {
 		i.openPorts(subject("INPUT", f), "Its policy is DROP.", f.command+openInput, ",")
@@ -281,18 +287,11 @@ func (i *inspection) firewalls() {
 			"firewall-cmd --permanent --add-port=%s/tcp && firewall-cmd --reload", "/tcp --add-port=")
 	}
 	if i.has("ufw") {
-		pass := "NodePorts and VIPs are accepted before its rules, so they need nothing."
-		if i.o.Dataplane == DataplaneNFTables {
-			pass = "NodePorts and VIPs need what is said of FORWARD."
-		}
-		i.openPorts("ufw", "Active. "+pass, "ufw allow proto tcp to any port %s", ",")
+		i.openPorts("ufw", "Active. NodePorts and VIPs are accepted before its rules, so they need nothing.", "ufw allow proto tcp to any port %s", ",")
 	}
 	if i.has("DOCKER") {
-		pass := "Sallyport's connections are accepted before that, and DOCKER-USER is not asked about them."
-		if i.o.Dataplane == DataplaneNFTables {
-			pass = "Sallyport's connections have to be accepted there, or in DOCKER-USER."
-		}
-		i.add("docker", "Active. It turns forwarding on and sets the policy of FORWARD to DROP. %s", pass)
+		i.add("docker", "Active. It turns forwarding on and sets the policy of FORWARD to DROP. Sallyport's connections are accepted before that, "+
+			"and DOCKER-USER is not asked about them.")
 	}
 	if i.has("KUBE-") || i.has("cali-") || i.has("CILIUM_") {
 		i.add("kubernetes", "This machine looks like a node of a cluster (chains KUBE-, cali- or CILIUM_). An edge cannot be a node of the cluster that it serves.")

@@ -30,6 +30,8 @@ type flavour struct {
 	command string // such as ip6tables-nft: beside it are …-restore and …-save
 	// mute is told the process that is about to change rules, and 0 when it has; nil where no one watches.
 	mute func(pid int) error
+	// keepPass has Remove leave what a pass made.
+	keepPass bool
 }
 
 // findFlavour looks up the commands of a backend, or for BackendAuto of whichever one the command iptables is.
@@ -149,6 +151,14 @@ func (r remnant) remove(table string) []byte {
 	return iptables.Table{Name: table}.Change(nil, r.chains, deletions(r.jumps))
 }
 
+// without is the remnant but for a hook and its chain.
+func (r remnant) without(h iptables.Hook) remnant {
+	return remnant{
+		chains: slices.DeleteFunc(slices.Clone(r.chains), func(name string) bool { return name == h.To }),
+		jumps:  slices.DeleteFunc(slices.Clone(r.jumps), func(line string) bool { return line == h.Line() }),
+	}
+}
+
 func deletions(jumps []string) []string {
 	var lines []string
 	for _, j := range jumps {
@@ -202,6 +212,12 @@ func (f flavour) Remove(ctx context.Context) (removed []string, err error) {
 	}
 	for _, table := range slices.Sorted(maps.Keys(found)) {
 		r := found[table]
+		if f.keepPass && table == passHook.Table {
+			r = r.without(passHook)
+		}
+		if len(r.chains)+len(r.jumps) == 0 {
+			continue
+		}
 		if err := f.restore(ctx, r.remove(table)); err != nil {
 			return removed, fmt.Errorf("remove rules from table %s: %w", table, err)
 		}

@@ -34,8 +34,8 @@ func state(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString(rulesOf(t, BackendNFT) + rulesOf(t, BackendLegacy))
 	b.WriteString(netlab.Run(t, "nft", "list", "tables") + netlab.Run(t, "ipset", "list", "-n"))
-	for _, what := range []string{"route", "-6 route", "link", "addr", "rule"} {
-		b.WriteString("ip " + what + "\n" + netlab.Run(t, append([]string{"ip", "-d"}, strings.Fields(what+" show")...)...))
+	for _, what := range []string{"route show", "-6 route show", "route show table local", "-6 route show table local", "link show", "addr show", "rule show"} {
+		b.WriteString("ip " + what + "\n" + netlab.Run(t, append([]string{"ip", "-d"}, strings.Fields(what)...)...))
 	}
 	b.WriteString(netlab.Run(t, "sysctl", "-a", "--pattern", `(ip_forward|\.forwarding|accept_ra)$`))
 	return b.String()
@@ -85,7 +85,7 @@ func TestCleanup(t *testing.T) {
 				t.Error("Reconcile left no trace")
 			}
 			removed, err := Cleanup(context.Background(), Options{})
-			want := map[Dataplane]int{"": 9, DataplaneNFTables: 7}[o.Dataplane]
+			want := map[Dataplane]int{"": 9, DataplaneNFTables: 9}[o.Dataplane]
 			if err != nil || len(removed) != want {
 				t.Errorf("Cleanup: %q, %v; want a link, and for each family a route, forwarding, and rules of one or two tables", removed, err)
 			}

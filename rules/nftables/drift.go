@@ -49,26 +49,33 @@ func (d *Dataplane) Watch(ctx context.Context, changed func()) error {
 	}
 	defer d.changes.Close()
 	var found []plan.Family // in the transaction that is being read
+	noted := false          // something of others in it
 	return d.changes.Follow(ctx, func(batch []Change) {
 		if batch == nil {
 			d.report(ctx, "", plan.Families[:]...)
 			changed()
 		}
 		for _, c := range batch {
-			if by, isEnd := c.By(); isEnd && len(found) > 0 {
+			if by, isEnd := c.By(); isEnd && (noted || len(found) > 0) {
 				d.report(ctx, by, found...)
-				found = nil
+				found, noted = nil, false
 				changed()
 				pause(ctx)
 			}
 			if f, ours := familyOf(c); ours {
 				found = append(found, f)
+			} else if d.noted(c) {
+				noted = true
 			}
 		}
 	})
 }
 
+// report is of no families where others changed what is theirs.
 func (d *Dataplane) report(ctx context.Context, by string, families ...plan.Family) {
+	if len(families) == 0 {
+		return
+	}
 	d.drift.add(families...)
 	d.log.WarnContext(ctx, "rules were changed by another program", "table", Name, "by", by)
 }

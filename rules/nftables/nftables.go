@@ -24,11 +24,14 @@ import (
 type Options struct {
 	// Log takes what an operator should know; nil discards it.
 	Log *slog.Logger
+	// Noted is given what others change in tables that are not ours, and says whether Watch is to call changed for it; nil never does.
+	Noted func(Change) bool
 }
 
 // A Dataplane keeps nftables in step with plans. Its methods may be called at the same time; Apply calls wait for each other.
 type Dataplane struct {
 	log     *slog.Logger
+	noted   func(Change) bool
 	nft     string // the command
 	tables  map[plan.Family]knftables.Interface
 	changes Changes
@@ -48,7 +51,10 @@ func New(o Options) (*Dataplane, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Dataplane{log: o.Log, tables: map[plan.Family]knftables.Interface{},
+	if o.Noted == nil {
+		o.Noted = func(Change) bool { return false }
+	}
+	d := &Dataplane{log: o.Log, noted: o.Noted, tables: map[plan.Family]knftables.Interface{},
 		renderers: map[plan.Family]*Renderer{}, applied: map[plan.Family]Table{}}
 	var err error
 	if d.nft, err = exec.LookPath("nft"); err != nil {
@@ -65,6 +71,9 @@ func New(o Options) (*Dataplane, error) {
 	}
 	return d, nil
 }
+
+// Mute keeps the changes of a process out of Watch, until Mute(0). It is for who calls neither Apply nor Remove meanwhile.
+func (d *Dataplane) Mute(pid int) error { return d.changes.Mute(pid) }
 
 // Text prints the tables of plans as commands that nft -f reads.
 func Text(plans ...*plan.Plan) string {
