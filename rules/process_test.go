@@ -59,8 +59,11 @@ func serveKernel(o Options, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer k.Close()
-	ctx := context.Background()
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	defer func() { stop(); <-ended }()
 	go func() {
+		defer close(ended)
 		if err := k.Watch(ctx, func() {}); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
