@@ -14,7 +14,7 @@
 //   - A connection that its destination refuses goes to another one. So does a client whose family no destination has.
 //   - Cluster IPs are listened on, but whoever runs the machine has to lead their packets here, once and with privileges:
 //     ip route add local 10.96.0.0/12 dev lo
-//   - A UDP client is not told that its endpoint refuses (ICMP port unreachable); its next datagram goes to another one.
+//   - A UDP client is not told that its endpoint refuses (ICMP port unreachable); with its next datagram the choice is made anew.
 //   - Each connection takes file descriptors. One Service has no more connections, and UDP clients, than are left for all others.
 //   - SCTP is not served.
 package stream
