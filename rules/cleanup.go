@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/vishvananda/netlink"
-
 	"sallyport/rules/plan"
 )
 
@@ -18,14 +16,19 @@ func Cleanup(ctx context.Context, o Options) (removed []string, err error) {
 	if err := checkPrivilege(); err != nil {
 		return nil, err
 	}
+	n, err := openNetwork()
+	if err != nil {
+		return nil, err
+	}
+	defer n.Close()
 	places := places()
 	steps := []func(context.Context) ([]string, error){
-		func(context.Context) ([]string, error) { return removeLink(o.Link) },
+		func(context.Context) ([]string, error) { return n.removeLink(o.Link) },
 	}
 	for _, f := range plan.Families {
 		s := newStack(f)
 		steps = append(steps,
-			func(context.Context) ([]string, error) { return s.removeRoutes() },
+			func(context.Context) ([]string, error) { return s.removeRoutes(n) },
 			func(ctx context.Context) ([]string, error) { return turnForwardingOff(ctx, s, places) })
 	}
 	for _, p := range places {
@@ -40,30 +43,40 @@ func Cleanup(ctx context.Context, o Options) (removed []string, err error) {
 	return removed, errors.Join(errs...)
 }
 
-func removeLink(name string) ([]string, error) {
-	here, err := readAddresses(name)
-	if err != nil || here.link == nil {
-		return nil, err
+// removeLink removes the link for VIPs, and local routes to VIPs also where a link of that name is not ours.
+func (n *network) removeLink(name string) (removed []string, err error) {
+	here, err := n.readAddresses(name)
+	refused, failed := n.remove(localRoutes(here.vips, nil))
+	if failed = errors.Join(append(refused, failed)...); failed != nil {
+		return nil, fmt.Errorf("remove local routes to VIPs: %w", errors.Join(failed, err))
 	}
-	if err := netlink.LinkDel(here.link); err != nil {
-		return nil, fmt.Errorf("remove link %s: %w", name, err)
+	vips := fmt.Sprintf("%d VIPs", len(here.vips))
+	if err == nil && here.link != nil {
+		if err := n.LinkDel(here.link); err != nil {
+			return []string{vips}, fmt.Errorf("remove link %s: %w", name, err)
+		}
+		return []string{"link " + name + " with " + vips}, nil
 	}
-	return []string{fmt.Sprintf("link %s with %d VIPs", name, len(here.vips))}, nil
+	if len(here.vips) > 0 {
+		removed = []string{vips}
+	}
+	return removed, err
 }
 
-func (s *stack) removeRoutes() (removed []string, err error) {
-	list, err := s.mainRoutes()
-	if err != nil {
+func (s *stack) removeRoutes(n *network) (removed []string, err error) {
+	if err := s.readRoutes(n); err != nil {
 		return nil, err
 	}
-	for _, r := range list {
+	for _, r := range s.main {
 		if r.Protocol != routeProtocol {
 			continue
 		}
-		if err := netlink.RouteDel(&r); err != nil {
-			return removed, fmt.Errorf("remove route to %s: %w", s.prefix(r.Dst), err)
+		own := s.ownRoute(&r)
+		refused, err := n.remove([]ownRoute{own})
+		if err = errors.Join(append(refused, err)...); err != nil {
+			return removed, fmt.Errorf("remove route to %s: %w", own.to, err)
 		}
-		removed = append(removed, fmt.Sprintf("route to %s via %s", s.prefix(r.Dst), r.Gw))
+		removed = append(removed, fmt.Sprintf("route to %s via %s", own.to, own.gateway))
 	}
 	return removed, nil
 }

@@ -26,6 +26,7 @@ type Kernel struct {
 	o          Options
 	log        *slog.Logger
 	metrics    metrics
+	net        *network
 	stacks     []*stack // the families that this machine has
 	noIPv6     string   // why IPv6 is not among them
 	rules      dataplane
@@ -58,14 +59,21 @@ func NewKernel(o Options) (*Kernel, error) {
 	} else {
 		k.stacks = append(k.stacks, newStack(plan.IPv6))
 	}
+	if k.net, err = openNetwork(); err != nil {
+		return nil, err
+	}
 	if k.flows, err = conntrack.New(k.conntrackOptions()); err != nil {
+		k.net.Close()
 		return nil, fmt.Errorf("open connection tracking, which takes the kernel's module nf_conntrack_netlink: %w", err)
 	}
 	return k, nil
 }
 
 // Close lets go of what NewKernel opened, when Watch and Reconcile have returned. What is in the kernel stays.
-func (k *Kernel) Close() { k.flows.Close() }
+func (k *Kernel) Close() {
+	k.flows.Close()
+	k.net.Close()
+}
 
 func (k *Kernel) conntrackOptions() conntrack.Options {
 	return conntrack.Options{Mark: k.o.Owner(), MarkMask: plan.OwnerMask, Max: k.o.ConntrackMax, Log: k.log, Metrics: k.o.Metrics}
@@ -104,13 +112,11 @@ func checkPrivilege() error {
 func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	k.noted = nil
 	defer k.publishProblems()
-	here, err := readAddresses(k.o.Link)
+	here, err := k.look()
 	if err != nil {
 		return err
 	}
-	if s, err = k.withoutTakeovers(s, here); err != nil {
-		return err
-	}
+	s = k.withoutTakeovers(s, here)
 	served, err := k.bring(ctx, k.withoutExtras(s), here)
 	if err != nil && len(served) < len(k.stacks) && k.giveUpExtras(ctx, s, err) {
 		served, err = k.bring(ctx, k.withoutExtras(s), here)
@@ -122,7 +128,17 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 		k.leaveOthers(ctx)
 		k.clean = true
 	}
-	return model.Partial(errors.Join(err, k.assign(ctx, here, onLink(served), s), k.trackFlows(ctx, s, here, served)))
+	return model.Partial(errors.Join(err, k.assign(ctx, here, answered(served), s), k.trackFlows(ctx, s, here, served)))
+}
+
+// look reads what there is on this machine: its addresses, and the routes of each stack.
+func (k *Kernel) look() (here addresses, err error) {
+	for _, st := range k.stacks {
+		if err := st.readRoutes(k.net); err != nil {
+			return here, err
+		}
+	}
+	return k.net.readAddresses(k.o.Link)
 }
 
 // trackFlows makes room for connections, deletes those of UDP that lead to endpoints which are gone, and has the service ports
@@ -153,7 +169,7 @@ func (k *Kernel) bring(ctx context.Context, s *model.Snapshot, here addresses) (
 	if err != nil {
 		return nil, err
 	}
-	if err := k.withdraw(ctx, here, onLink(plans)); err != nil {
+	if err := k.withdraw(ctx, here, answered(plans)); err != nil {
 		return nil, err
 	}
 	return k.program(ctx, s, plans)
@@ -163,7 +179,7 @@ func (k *Kernel) bring(ctx context.Context, s *model.Snapshot, here addresses) (
 func (k *Kernel) plans(ctx context.Context, s *model.Snapshot, here addresses) (plans []*plan.Plan, err error) {
 	o := k.o.Options
 	o.Groups = k.groups(ctx, here)
-	if o.NodePortAddresses, err = k.nodePortAddresses(); err != nil {
+	if o.NodePortAddresses, err = k.nodePortAddresses(here); err != nil {
 		return nil, err
 	}
 	for _, st := range k.stacks {
@@ -196,20 +212,6 @@ func (k *Kernel) groups(ctx context.Context, here addresses) []plan.Group {
 		})
 	}
 	return groups
-}
-
-// onLink are the addresses that are to stand on the link for VIPs, ordered.
-func onLink(plans []*plan.Plan) (list []netip.Addr) {
-	for _, p := range plans {
-		for _, a := range p.Addresses {
-			if a.Own {
-				list = append(list, a.Addr)
-			}
-		}
-		list = append(list, p.Held...)
-	}
-	slices.SortFunc(list, netip.Addr.Compare)
-	return slices.Compact(list)
 }
 
 // program brings routes, rules and forwarding about, family by family, and returns the plans that are now in force.

@@ -2,6 +2,7 @@ package rules
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -87,6 +88,22 @@ func dual(services ...model.Service) *model.Snapshot {
 	node.InternalIPs = append(node.InternalIPs, netip.MustParseAddr(netlab.NodeIPv6))
 	node.PodCIDRs = append(node.PodCIDRs, netip.MustParsePrefix("fd00:1::/64"))
 	return s
+}
+
+// localVIPs are those that the kernel answers for in the caller's namespace, as the command ip shows them.
+func localVIPs(t testing.TB) string {
+	t.Helper()
+	var vips []string
+	for _, f := range []string{"-4", "-6"} {
+		for line := range strings.Lines(netlab.Run(t, "ip", f, "route", "show", "table", "local", "proto", fmt.Sprint(int(routeProtocol)))) {
+			words := strings.Fields(line)
+			if words[0] != "local" || words[3] != DefaultLink {
+				t.Errorf("no local route by %s: %s", DefaultLink, line)
+			}
+			vips = append(vips, words[1])
+		}
+	}
+	return strings.Join(vips, " ")
 }
 
 func TestTraffic(t *testing.T) {

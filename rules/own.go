@@ -20,8 +20,7 @@ type occupancy struct {
 	nodes    []netip.Addr        // the nodes' InternalIPs and the API servers' addresses, ordered
 }
 
-// occupied reads the kernel's routes.
-func (k *Kernel) occupied(s *model.Snapshot, here addresses) (occupancy, error) {
+func (k *Kernel) occupied(s *model.Snapshot, here addresses) occupancy {
 	o := occupancy{own: map[netip.Addr]bool{}, nodes: slices.Clone(k.o.APIServers)}
 	for _, p := range here.others { // not VIPs: to those, the edge's own routes lead before any other
 		o.networks = append(o.networks, p.Masked())
@@ -29,9 +28,7 @@ func (k *Kernel) occupied(s *model.Snapshot, here addresses) (occupancy, error) 
 	}
 	o.networks = plan.Disjoint(o.networks)
 	for _, st := range k.stacks {
-		if err := o.addGateways(st); err != nil {
-			return o, err
-		}
+		o.addGateways(st)
 	}
 	for i := range s.Nodes {
 		o.nodes = append(o.nodes, s.Nodes[i].InternalIPs...)
@@ -43,16 +40,12 @@ func (k *Kernel) occupied(s *model.Snapshot, here addresses) (occupancy, error) 
 	}
 	slices.SortFunc(o.gateways, netip.Addr.Compare)
 	slices.SortFunc(o.nodes, netip.Addr.Compare)
-	return o, nil
+	return o
 }
 
 // addGateways adds those of routes that others made.
-func (o *occupancy) addGateways(st *stack) error {
-	routes, err := st.mainRoutes()
-	if err != nil {
-		return err
-	}
-	for _, r := range routes {
+func (o *occupancy) addGateways(st *stack) {
+	for _, r := range st.main {
 		if r.Protocol == routeProtocol {
 			continue
 		}
@@ -61,7 +54,6 @@ func (o *occupancy) addGateways(st *stack) error {
 			o.addGateway(hop.Gw)
 		}
 	}
-	return nil
 }
 
 func (o *occupancy) addGateway(ip net.IP) {
@@ -127,11 +119,8 @@ func (o *occupancy) podCIDR(st *stack, p netip.Prefix) (model.Reason, string) {
 // withoutTakeovers returns the snapshot without the addresses of Services, InternalIPs and podCIDRs that belong to someone else
 // or are of a family that this machine does not have. Except for cluster IPs, InternalIPs and podCIDRs of such a family, they are
 // Problems.
-func (k *Kernel) withoutTakeovers(s *model.Snapshot, here addresses) (*model.Snapshot, error) {
-	o, err := k.occupied(s, here)
-	if err != nil {
-		return nil, err
-	}
+func (k *Kernel) withoutTakeovers(s *model.Snapshot, here addresses) *model.Snapshot {
+	o := k.occupied(s, here)
 	out := *s
 	out.Services = slices.Clone(s.Services)
 	for i := range out.Services {
@@ -157,7 +146,7 @@ func (k *Kernel) withoutTakeovers(s *model.Snapshot, here addresses) (*model.Sna
 			return st == nil || k.refusedPodCIDR(n.Ref, st, &o, p, &routed)
 		})
 	}
-	return &out, nil
+	return &out
 }
 
 // refusedVIP says whether an address cannot be served.

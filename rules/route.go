@@ -15,20 +15,14 @@ import (
 	"sallyport/watcher/model"
 )
 
-// routeProtocol marks the routes that we made (rtm_protocol; rt_protos leaves 83 free). "ip route show proto 83" lists them.
-const routeProtocol = netlink.RouteProtocol(83)
-
 // reconcileRoutes keeps a route to the podCIDRs of each node through its InternalIP, and removes those of our own that
 // are no longer wanted. A route of someone else to the same network is left alone and makes ours unnecessary.
 func (k *Kernel) reconcileRoutes(ctx context.Context, st *stack, s *model.Snapshot) error {
 	want := k.wantRoutes(st, s)
-	list, err := st.mainRoutes()
-	if err != nil {
-		return err
-	}
-	k.leaveForeign(ctx, st, want, list)
+	k.leaveForeign(ctx, st, want)
 	st.routed = slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare)
-	for _, r := range list {
+	var gone []ownRoute
+	for _, r := range st.main {
 		if r.Protocol != routeProtocol {
 			continue
 		}
@@ -40,17 +34,24 @@ func (k *Kernel) reconcileRoutes(ctx context.Context, st *stack, s *model.Snapsh
 			}
 			continue
 		}
-		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("remove route to %s: %w", dst, err)
+		gone = append(gone, st.ownRoute(&r))
+	}
+	refused, err := k.net.remove(gone)
+	if err != nil {
+		return err
+	}
+	for i, err := range refused {
+		if err != nil {
+			return fmt.Errorf("remove route to %s: %w", gone[i].to, err)
 		}
-		k.log.InfoContext(ctx, "route to pods removed", "podCIDR", dst)
+		k.log.InfoContext(ctx, "route to pods removed", "podCIDR", gone[i].to)
 	}
 	return k.addRoutes(ctx, want)
 }
 
 // leaveForeign drops from want the networks that someone else has a route to.
-func (k *Kernel) leaveForeign(ctx context.Context, st *stack, want map[netip.Prefix]nextHop, list []netlink.Route) {
-	for _, r := range list {
+func (k *Kernel) leaveForeign(ctx context.Context, st *stack, want map[netip.Prefix]nextHop) {
+	for _, r := range st.main {
 		dst := st.prefix(r.Dst)
 		if _, wanted := want[dst]; wanted && r.Protocol != routeProtocol {
 			delete(want, dst)
@@ -87,13 +88,16 @@ func (k *Kernel) wantRoutes(st *stack, s *model.Snapshot) map[netip.Prefix]nextH
 // are routed is then up to the network, so this is said and is no error.
 func (k *Kernel) addRoutes(ctx context.Context, want map[netip.Prefix]nextHop) error {
 	var errs []error
-	for dst, hop := range want {
-		gateway := hop.gateway
-		_, ipnet, err := net.ParseCIDR(dst.String())
-		if err != nil {
-			return fmt.Errorf("route to %s: %w", dst, err)
-		}
-		err = netlink.RouteReplace(&netlink.Route{Dst: ipnet, Gw: gateway.AsSlice(), Protocol: routeProtocol})
+	var list []ownRoute
+	for _, dst := range slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare) {
+		list = append(list, ownRoute{to: dst, gateway: want[dst].gateway})
+	}
+	answers, err := k.net.add(list, unix.NLM_F_REPLACE)
+	if err != nil {
+		return err
+	}
+	for i, r := range list {
+		dst, gateway, err := r.to, r.gateway, answers[i]
 		switch {
 		case err == nil:
 			delete(k.said, dst.String())
@@ -104,20 +108,26 @@ func (k *Kernel) addRoutes(ctx context.Context, want map[netip.Prefix]nextHop) e
 					"podCIDR", dst, "via", gateway, "err", err)
 			}
 		default:
-			k.problem(hop.node, "spec.podCIDRs", model.ReasonInvalidField, "there is no route to %v: the kernel refuses one via %v (%v): see status.addresses", dst, gateway, err)
+			k.problem(want[dst].node, "spec.podCIDRs", model.ReasonInvalidField, "there is no route to %v: the kernel refuses one via %v (%v): see status.addresses", dst, gateway, err)
 			errs = append(errs, fmt.Errorf("route to %s via %s: %w", dst, gateway, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// mainRoutes lists the routes of the main table.
-func (s *stack) mainRoutes() ([]netlink.Route, error) {
-	list, err := netlink.RouteListFiltered(s.number, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return nil, fmt.Errorf("list %v routes: %w", s.Family, err)
+// readRoutes lists the routes of the main table.
+func (s *stack) readRoutes(n *network) (err error) {
+	s.main, err = n.RouteListFiltered(s.number, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil && !errors.Is(err, unix.ENOENT) { // there is no such table yet
+		return fmt.Errorf("list %v routes: %w", s.Family, err)
 	}
-	return list, nil
+	return nil
+}
+
+// ownRoute is a route of the main table that we made.
+func (s *stack) ownRoute(r *netlink.Route) ownRoute {
+	gateway, _ := netip.AddrFromSlice(r.Gw)
+	return ownRoute{to: s.prefix(r.Dst), gateway: gateway.Unmap()}
 }
 
 // prefix is a route's destination; the default route's is nil or zero.

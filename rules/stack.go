@@ -23,7 +23,8 @@ type stack struct {
 	router     bool   // others rely on forwarding
 	learnt     bool   // router is known, for as long as forwarding stays on
 
-	routed []netip.Prefix // that we made routes to
+	main   []netlink.Route // of the main table, as Reconcile found them
+	routed []netip.Prefix  // that we made routes to
 }
 
 func newStack(f plan.Family) *stack {

@@ -23,18 +23,16 @@ const (
 // Watch calls changed when something changes the machine's networks or our rules under us, until ctx ends: a link that goes
 // down takes the routes to pods along, address configuration removes routes that it did not make, a node's network may
 // come up after Sallyport, a firewall's reload flushes tables, someone turns forwarding off. Reconcile, which may run meanwhile, then makes
-// good what is lost. Changes of Reconcile's own can be among those reported, except for its rules.
+// good what is lost. Reconcile's own changes of rules and routes are not reported.
 //
 // It also counts connections as they end. Changes of rules are noticed at once with nft, with legacy within a second, or 5 where others change theirs all the time.
 func (k *Kernel) Watch(ctx context.Context, changed func()) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
-	networks, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK,
-		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_NETCONF,
-		unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV6_NETCONF)
+	networks, err := k.net.follow()
 	if err != nil {
-		return fmt.Errorf("subscribe to changes of links, addresses and routes: %w", err)
+		return err
 	}
 	g.Go(func() error { return followNetworks(ctx, networks, changed) })
 	g.Go(func() error { return k.flows.Run(ctx) })
@@ -73,14 +71,14 @@ func followNetworks(ctx context.Context, s *nl.NetlinkSocket, changed func()) er
 	}
 }
 
-// matters says whether a message of rtnetlink(7) tells of a link that went up or down, of an address, of the loss of one of
-// our routes, or of forwarding turned off.
+// matters says whether a message of rtnetlink(7) tells of a link that went up or down, of an address that is good beyond its link,
+// of the loss of one of our routes, or of forwarding turned off.
 func matters(m syscall.NetlinkMessage) bool {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK:
 		return len(m.Data) >= unix.SizeofIfInfomsg && nl.DeserializeIfInfomsg(m.Data).Change&unix.IFF_UP != 0
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return true
+		return len(m.Data) >= unix.SizeofIfAddrmsg && nl.DeserializeIfAddrmsg(m.Data).Scope < unix.RT_SCOPE_LINK
 	case unix.RTM_DELROUTE:
 		return len(m.Data) >= unix.SizeofRtMsg && nl.DeserializeRtMsg(m.Data).Protocol == uint8(routeProtocol)
 	case unix.RTM_NEWNETCONF:
