@@ -86,7 +86,7 @@ func TestDriftOfGates(t *testing.T) {
 		if g.name == "iptables-legacy" {
 			mended = 7 * time.Second // it is looked at every 5 s
 		}
-		for _, command := range append(harm[g.name], "ip link delete sally0", "ip -6 address flush dev sally0") {
+		for _, command := range append(harm[g.name], "ip link delete sally0", "ip -6 route flush table local proto 83") {
 			s.run(t, g.host, "sh", "-c", command)
 			if err := within(mended, works); err != nil {
 				t.Errorf("after %q not mended within %v: %v", command, mended, err)
@@ -95,12 +95,12 @@ func TestDriftOfGates(t *testing.T) {
 	})
 }
 
-// wantOnLink is nil if the link sally0 has the addresses.
+// wantOnLink is nil if local routes by the link sally0 lead to the addresses.
 func (g *gate) wantOnLink(vips []netip.Addr) error {
-	out, err := g.host.Command(context.Background(), "ip", "-brief", "address", "show", "dev", "sally0").CombinedOutput()
+	out, err := g.host.Command(context.Background(), "sh", "-c", "ip route show table local dev sally0; ip -6 route show table local dev sally0").CombinedOutput()
 	for _, vip := range vips {
-		if err == nil && !strings.Contains(string(out), " "+vip.String()+"/") {
-			err = fmt.Errorf("sally0 has not %v", vip)
+		if err == nil && !strings.Contains(string(out), "local "+vip.String()+" proto 83 ") {
+			err = fmt.Errorf("no local route leads to %v", vip)
 		}
 	}
 	if err != nil {
