@@ -231,7 +231,7 @@ func TestGroups(t *testing.T) {
 		{First: netip.MustParseAddr("fd00::101"), Last: netip.MustParseAddr("fd00::104")}}}
 	everySite(t, Options{Options: plan.Options{Groups: []plan.Group{group}}}, func(t *testing.T, s *site) {
 		netlab.Serve(t, s.Edge, "[::]:22", "sshd")
-		near := map[string]string{"10.1.0.2": "10.0.0.120", "fd00:1::2": "fd00::120"}[s.at["A"]] // a VIP among the group's addresses
+		near := map[string]string{"10.1.0.2": "10.0.0.106", "fd00:1::2": "fd00::106"}[s.at["A"]] // a VIP among the group's addresses
 		s.reconcile(s.service("A", func(svc *model.Service) { svc.VIPs = append(svc.VIPs, netip.MustParseAddr(near)) }))
 		// The kernel answers NDP for addresses of the link that it is asked on alone (RFC 4861, section 7.2.3).
 		netlab.In(t, s.Node, func() { netlab.Run(t, "ip", "route", "add", "fd00::100/120", "via", "fd00::1") })
