@@ -164,7 +164,11 @@ func (h *health) ask(ctx context.Context, due func(*answer) bool) {
 			defer func() { <-places }()
 			h.one(ctx, q.question, q.addr)
 		})
-		<-pause.C
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+		}
 	}
 }
 
