@@ -187,7 +187,6 @@ func TestLimitsOfPackets(t *testing.T) {
 		name   string
 		limits model.Limits
 	}{
-		{"new connections", model.Limits{NewPerSecond: 3}},
 		{"of a client", model.Limits{PerClient: 3}},
 		{"in all", model.Limits{Total: 3}},
 	} {
@@ -208,6 +207,47 @@ func TestLimitsOfPackets(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNewConnectionsOfPackets sends datagrams from ports of their own, which are not sent again: it is let as many as there may be
+// at once, and as there were seconds for.
+func TestNewConnectionsOfPackets(t *testing.T) {
+	const limit, sent = 3, 100
+	l := newLab(t, plan.Options{})
+	svc := scenario.Service("limited", "198.51.100.10 2001:db8:2::10", "UDP 80 0:"+onePod)
+	svc.Limits = &model.Limits{NewPerSecond: limit}
+	l.apply(t, svc)
+	for _, vip := range []string{"198.51.100.10:80", "[2001:db8:2::10]:80"} {
+		var conns []net.Conn
+		for range sent {
+			conn, err := netlab.Dial(t, l.Client, "udp", vip)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conns = append(conns, conn)
+		}
+		start := time.Now()
+		for _, conn := range conns {
+			if _, err := conn.Write([]byte("hello\n")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		most := limit + 1 + int(limit*time.Since(start).Seconds())
+		deadline := time.Now().Add(2 * time.Second)
+		answered := 0
+		for _, conn := range conns {
+			if err := conn.SetDeadline(deadline); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Read(make([]byte, 100)); err == nil {
+				answered++
+			}
+		}
+		if answered < limit || answered > most {
+			t.Errorf("%s: %d of %d are let, want %d to %d", vip, answered, sent, limit, most)
+		}
 	}
 }
 
