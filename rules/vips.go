@@ -44,8 +44,9 @@ func (k *Kernel) withdraw(ctx context.Context, here addresses, vips []netip.Addr
 	if i := slices.IndexFunc(refused, func(err error) bool { return err != nil }); i >= 0 {
 		return fmt.Errorf("withdraw %v: %w", gone[i], refused[i])
 	}
-	k.logVIPs(ctx, gone, "VIPs withdrawn")
-	return k.net.removeAddresses(here.link, without(here.onLink, wanted))
+	k.logVIPs(ctx, gone, "withdrawn")
+	stay := without(here.vips, func(a netip.Addr) bool { return !wanted(a) })
+	return k.net.removeAddresses(here.link, without(here.onLink, wanted), stay)
 }
 
 // assign has the kernel answer for the VIPs. The link for them is made for the first one. One that the kernel does not take is a
@@ -70,20 +71,20 @@ func (k *Kernel) assign(ctx context.Context, here addresses, vips []netip.Addr, 
 		}
 	}
 	isRefused := func(a netip.Addr) bool { return refused[a] != nil }
-	k.logVIPs(ctx, without(missing, isRefused), "VIPs added")
+	k.logVIPs(ctx, without(missing, isRefused), "added")
 	replaced := without(here.onLink, func(a netip.Addr) bool { return isRefused(a) || !has(vips, a) })
-	return errors.Join(k.refuseVIPs(s, refused), k.net.removeAddresses(link, replaced))
+	return errors.Join(k.refuseVIPs(s, refused), k.net.removeAddresses(link, replaced, without(vips, isRefused)))
 }
 
 // logVIPs says what was done to them, by name if they are few.
-func (k *Kernel) logVIPs(ctx context.Context, list []netip.Addr, done string) {
+func (k *Kernel) logVIPs(ctx context.Context, list []netip.Addr, now string) {
 	const named = 20
 	switch {
 	case len(list) == 0:
 	case len(list) <= named:
-		k.log.InfoContext(ctx, done, "count", len(list), "vips", list)
+		k.log.InfoContext(ctx, "VIPs changed", "now", now, "count", len(list), "vips", list)
 	default:
-		k.log.InfoContext(ctx, done, "count", len(list))
+		k.log.InfoContext(ctx, "VIPs changed", "now", now, "count", len(list))
 	}
 }
 
@@ -117,15 +118,20 @@ func localRoutes(vips []netip.Addr, link netlink.Link) []ownRoute {
 	return list
 }
 
-// removeAddresses removes from a link what an earlier version had there.
-func (n *network) removeAddresses(link netlink.Link, list []netip.Addr) error {
+// removeAddresses removes from the link for VIPs what earlier versions or others have put there. With the last address of IPv4 on a
+// link, the kernel removes all routes by it, so those to VIPs are made once more.
+func (n *network) removeAddresses(link netlink.Link, list, vips []netip.Addr) error {
+	if len(list) == 0 {
+		return nil
+	}
 	for _, a := range list {
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
 		if err := n.AddrDel(link, addr); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("remove %s from link %s: %w", a, link.Attrs().Name, err)
 		}
 	}
-	return nil
+	_, err := n.add(localRoutes(vips, link), 0)
+	return err
 }
 
 // has says whether a is among the addresses, which are ordered.
