@@ -248,9 +248,9 @@ func randomSnapshot(r *rand.Rand) *model.Snapshot {
 	s := scenario.Snapshot()
 	s.Nodes[0].PodCIDRs = append(s.Nodes[0].PodCIDRs, netip.MustParsePrefix("2001:db8:1::/64"))
 	address := randomAddresses(r)
-	for i := range 1 + r.IntN(60) {
+	for i := range 1 + r.IntN(40) {
 		var ports []string
-		for _, port := range r.Perm(200)[:1+r.IntN(1+r.IntN([]int{20, 20, 20, 20, 20, 60}[r.IntN(6)]))] { // a port number has one meaning in a Service
+		for _, port := range r.Perm(200)[:1+r.IntN(1+r.IntN([]int{15, 15, 15, 15, 15, 15, 15, 60}[r.IntN(8)]))] { // a port number has one meaning in a Service
 			ports = append(ports, fmt.Sprintf("%s %d %d:%s", []string{"TCP", "UDP", "SCTP"}[r.IntN(3)], 1+port,
 				[]int{0, 30000 + r.IntN(2768)}[r.IntN(2)], randomDestinations(r)))
 		}
