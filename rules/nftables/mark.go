@@ -27,52 +27,48 @@ const (
 // marks gives out marks, no two things the same. They follow from what they stand for, so that clients' state outlives a new
 // process; only of two that would fall on the same one, the later one gets the next that is free. Things keep their marks for as
 // long as they are in one plan after the other, whatever else comes and goes.
+//
+// There are far more marks than a plan has things that need them: it bounds how many endpoints keep their clients.
 type marks struct {
 	given, before   map[string]uint32 // in this plan, and in the last one
 	holders, former map[uint32]string // the same the other way round
-	full            map[uint32]bool   // the bases of which all marks are given
 }
 
 // next begins a plan.
 func (m *marks) next() {
 	m.before, m.former = m.given, m.holders
 	m.given, m.holders = make(map[string]uint32, len(m.before)), make(map[uint32]string, len(m.former))
-	m.full = map[uint32]bool{}
 }
 
-// mark gives one of the n marks base, base+step and so on. It has none left to give if ok is false.
-func (m *marks) mark(what string, base, step, n uint32) (mark uint32, isNew, ok bool) {
-	if mark, ok = m.given[what]; ok {
-		return mark, false, true
+// mark gives one of the n marks base, base+step and so on.
+func (m *marks) mark(what string, base, step, n uint32) (mark uint32, isNew bool) {
+	if mark, known := m.given[what]; known {
+		return mark, false
 	}
-	if mark, ok = m.before[what]; !ok {
-		mark, ok = m.free(what, base, step, n)
+	mark, known := m.before[what]
+	if !known {
+		mark = m.free(what, base, step, n)
 	}
-	if ok {
-		m.given[what], m.holders[mark] = mark, what
-	}
-	return mark, ok, ok
+	m.given[what], m.holders[mark] = mark, what
+	return mark, true
 }
 
 // free finds one that nothing has, nor had in the last plan: what had it may come yet.
-func (m *marks) free(what string, base, step, n uint32) (mark uint32, ok bool) {
-	if m.full[base] {
-		return 0, false
-	}
+func (m *marks) free(what string, base, step, n uint32) uint32 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(what)) // a hash takes all
-	first := h.Sum32()
-	first ^= first >> 15 // FNV changes little but the low bits for similar ends
-	for i := range n {
-		mark = base + (first+i)%n*step
+	i := h.Sum32()
+	i ^= i >> 15 // FNV changes little but the low bits for similar ends
+	for {
+		i %= n
+		mark := base + i*step
 		_, taken := m.holders[mark]
 		_, reserved := m.former[mark]
 		if !taken && !reserved {
-			return mark, true
+			return mark
 		}
+		i++
 	}
-	m.full[base] = true
-	return 0, false
 }
 
 // service is the mark of a Service. What its limits count stays as it was made: other limits are another mark.
@@ -81,19 +77,19 @@ func (m *marks) service(o plan.Options, s *model.Service) uint32 {
 	if s.Limits != nil {
 		limits = *s.Limits
 	}
-	mark, _, _ := m.mark(fmt.Sprintf("service %x %s %v", o.Owner(), name(s), limits), o.Owner()|serviceMark, 1, serviceMark)
+	mark, _ := m.mark(fmt.Sprintf("service %x %s %v", o.Owner(), name(s), limits), o.Owner()|serviceMark, 1, serviceMark)
 	return mark
 }
 
-// port is the mark of a service port; ok is false where there are too many.
-func (m *marks) port(o plan.Options, t *plan.Target) (mark uint32, isNew, ok bool) {
+// port is the mark of a service port.
+func (m *marks) port(o plan.Options, t *plan.Target) (mark uint32, isNew bool) {
 	what := fmt.Sprintf("port %x %s %s %d", o.Owner(), name(t.Service), t.ServicePort.Protocol, t.ServicePort.Port)
 	return m.mark(what, o.Owner(), 1<<portShift, serviceMark>>portShift)
 }
 
 // endpoint is the mark of an endpoint of a service port.
 func (m *marks) endpoint(port uint32, d model.Destination) uint32 {
-	mark, _, _ := m.mark(fmt.Sprintf("endpoint %d %s", port, d.Addr), port+1, 1, endpoints)
+	mark, _ := m.mark(fmt.Sprintf("endpoint %d %s", port, d.Addr), port+1, 1, endpoints)
 	return mark
 }
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,8 +70,8 @@ func TestMarksAreKept(t *testing.T) {
 			if r.IntN(3) == 0 {
 				continue
 			}
-			mark, _, ok := m.mark(what, 1, 1, 100)
-			if other := holders[mark]; !ok || other != "" {
+			mark, _ := m.mark(what, 1, 1, 100)
+			if other := holders[mark]; other != "" {
 				t.Fatalf("round %d: %s has mark %d, as has %q", round, what, mark, other)
 			}
 			if was, had := last[what]; had && was != mark {
@@ -84,26 +83,22 @@ func TestMarksAreKept(t *testing.T) {
 	}
 }
 
-// TestTooManyKept has more service ports keep their clients than there are marks for: of the rest, the address chooses.
-func TestTooManyKept(t *testing.T) {
-	const n, most = 17_000, serviceMark >> portShift
+// TestKeptHaveTheirOwnMarks has as many service ports keep their clients as a plan allows: none has the mark of another.
+func TestKeptHaveTheirOwnMarks(t *testing.T) {
 	s := scenario.Snapshot()
-	for i := range n {
-		svc := scenario.Service(fmt.Sprint("s", i), fmt.Sprintf("198.18.%d.%d", i>>8, i&255), "TCP 80 0: 10.1.0.2:80 10.1.0.3:80")
+	for i := range 5000 {
+		svc := scenario.Service(fmt.Sprint("s", i), fmt.Sprintf("198.18.%d.%d", i>>8, i&255), "TCP 80 0: 10.1.0.2:80")
 		svc.Affinity = &model.Affinity{Timeout: time.Hour, Exact: true}
 		s.Services = append(s.Services, svc)
 	}
-	table := Render(plan.New(s, plan.IPv4, testOptions))
-	if table.Unkept != n-most {
-		t.Errorf("%d are not kept, want %d", table.Unkept, n-most)
+	p := plan.New(s, plan.IPv4, testOptions)
+	tr, marks := newTracer(t, p), map[string]bool{}
+	for _, mark := range tr.Elements(stickyPorts) {
+		marks[mark] = true
 	}
-	ports := table.Sets[slices.IndexFunc(table.Sets, func(s Set) bool { return s.Name == stickyPorts })].Elements
-	marks := map[string]bool{}
-	for _, e := range ports {
-		marks[e.Value] = true
-	}
-	if len(ports) != most || len(marks) != most {
-		t.Errorf("%d ports with %d marks, want %d", len(ports), len(marks), most)
+	kept := len(s.Services) - len(p.Problems)
+	if kept < 2000 || len(marks) != kept || len(tr.Elements(stickyEndpoints)) != kept {
+		t.Errorf("%d service ports with %d marks and %d endpoints, want %d", len(tr.Elements(stickyPorts)), len(marks), len(tr.Elements(stickyEndpoints)), kept)
 	}
 }
 

@@ -91,10 +91,6 @@ func (d *Dataplane) Apply(ctx context.Context, p *plan.Plan) (changed bool, err 
 	defer d.mu.Unlock()
 	next := d.renderers[p.Family].Render(p)
 	old, known := d.applied[p.Family]
-	if next.Unkept > 0 && (!known || old.Unkept != next.Unkept) {
-		d.log.WarnContext(ctx, "too many service ports keep clients with their endpoints: of the rest, the address alone chooses",
-			"table", next.name(), "rest", next.Unkept)
-	}
 	if d.drift.take(p.Family) {
 		known = false
 	}

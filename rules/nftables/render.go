@@ -131,7 +131,7 @@ func (k *Renderer) Render(p *plan.Plan) Table {
 	k.marks.next()
 	w := wordsOf(p.Family)
 	r := renderer{Plan: p, words: w, Renderer: k, sets: map[string]*Set{}, chains: map[string]Chain{},
-		verdicts: map[treatment]string{}, ranged: map[*model.Service]bool{}, unkept: map[*plan.Target]bool{}}
+		verdicts: map[treatment]string{}, ranged: map[*model.Service]bool{}}
 	t := Table{Family: p.Family, Sets: w.sets()}
 	for i := range t.Sets {
 		set := &t.Sets[i]
@@ -144,7 +144,6 @@ func (k *Renderer) Render(p *plan.Plan) Table {
 	for _, set := range t.Sets {
 		k.sizes[set.Name] = len(set.Elements)
 	}
-	t.Unkept = len(r.unkept)
 	maps.DeleteFunc(k.texts, func(_ entryKey, text *entryText) bool { return text.round != k.round })
 	t.Chains = slices.SortedFunc(maps.Values(r.chains), func(a, b Chain) int { return cmp.Compare(a.Name, b.Name) })
 	return t
@@ -159,7 +158,6 @@ type renderer struct {
 	chains   map[string]Chain
 	verdicts map[treatment]string    // that lead to the chains of treatments
 	ranged   map[*model.Service]bool // whose source ranges are written
-	unkept   map[*plan.Target]bool   // that found no mark to keep clients by
 }
 
 func (r *renderer) add(set, key, value string) {

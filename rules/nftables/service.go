@@ -60,8 +60,8 @@ func (r *renderer) treatment(at *place, e plan.Entry) treatment {
 	}
 	t.slots = max(2, t.slots) // the kernel refuses to calculate modulo 1
 	t.byClient = e.BySource()
-	if _, ok := r.stickyPort(e.Target); ok {
-		t.sticky = seconds(e.Sticky())
+	if timeout := e.Sticky(); timeout > 0 {
+		t.sticky = seconds(timeout)
 	}
 	if l := e.Service.Limits; l != nil {
 		t.limits = *l

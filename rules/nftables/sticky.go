@@ -12,31 +12,24 @@ import (
 
 // stick adds an entry that keeps its clients. key is that of the entry.
 func (r *renderer) stick(at *place, key string, t *plan.Target) {
-	port, _ := r.stickyPort(t)
+	port := r.stickyPort(t)
 	r.add(at.stickyPorts, key, hex(port))
 	for slot, i := range table(t.Destinations) {
 		r.add(at.stickySlots, key+" . "+strconv.Itoa(slot), hex(r.marks.endpoint(port, t.Destinations[i])))
 	}
 }
 
-// stickyPort is the mark of a service port that keeps its clients, whose endpoints it writes. ok is false if it does not, or
-// if there are no more marks: then the client's address alone chooses.
-func (r *renderer) stickyPort(t *plan.Target) (mark uint32, ok bool) {
-	if t.Sticky() == 0 {
-		return 0, false
-	}
-	mark, isNew, ok := r.marks.port(r.Options, t)
-	if !ok {
-		r.unkept[t] = true
-	}
+// stickyPort is the mark of a service port that keeps its clients, whose endpoints it writes.
+func (r *renderer) stickyPort(t *plan.Target) uint32 {
+	mark, isNew := r.marks.port(r.Options, t)
 	if !isNew {
-		return mark, ok
+		return mark
 	}
 	r.add(timeouts, hex(mark), "jump "+r.remember(seconds(t.Sticky())))
 	for _, d := range t.Destinations {
 		r.add(stickyEndpoints, hex(r.marks.endpoint(mark, d)), destination(d))
 	}
-	return mark, ok
+	return mark
 }
 
 // remember is the chain that has a client kept with the endpoint that the mark stands for.

@@ -18,9 +18,6 @@ type Table struct {
 	Family plan.Family
 	Sets   []Set   // the same ones always, whatever the plan
 	Chains []Chain // ordered by name
-	// Unkept is how many service ports are to keep clients with their endpoints, but have no mark left to do so. The client's
-	// address alone chooses there.
-	Unkept int
 }
 
 // A Set is a set or map of nftables.
