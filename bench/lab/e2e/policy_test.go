@@ -70,7 +70,7 @@ func sourceRanges(t *testing.T, s *site, gates []*gate) {
 		}
 	})
 	s.Apply(t, ns, strings.Replace(closed, "loadBalancerSourceRanges: ["+prefixes(callers[0][0], callers[1][0])+"], ", "", 1))
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, _ *gate) {
 		for i, vip := range vips {
 			eventually(t, func() error { return callers[i][1].wantPods(netip.AddrPortFrom(vip, 8000), 2) })
 		}
@@ -181,7 +181,7 @@ func affinityTimeout(t *testing.T, s *site, gates []*gate) {
 	s.Apply(t, ns, s.loadBalancer("lb", vips, ", sallyport.io/session-affinity: timeout",
 		fmt.Sprintf("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: %.0f}}, ports: [{port: 8000, targetPort: serve}]", timeout.Seconds())))
 	callers := s.bothCallers(t, manyCallers, vips)
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, _ *gate) {
 		s.Scale(t, ns, "web", 2)
 		s.WaitReady(t, ns, "web", 2)
 		var first [2][]string

@@ -291,7 +291,7 @@ func bothVIPs(t *testing.T, s *site, gates []*gate) {
 	ns := s.webPods(t, 3)
 	vips := s.vips(61)
 	s.Apply(t, ns, s.loadBalancer("lb", vips, "", "ports: [{name: t, port: 8000, targetPort: serve}, {name: u, protocol: UDP, port: 8000, targetPort: serve-udp}]"))
-	s.onEach(t, gates, func(t *testing.T, g *gate) {
+	s.onEach(t, gates, func(t *testing.T, _ *gate) {
 		eventually(t, func() error {
 			return errors.Join(
 				everywhere(vips, 8000, func(to netip.AddrPort) error { return s.caller().wantPods(to, 3) }),
