@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"sallyport/rules/conntrack"
@@ -131,8 +132,19 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 	return model.Partial(errors.Join(err, k.assign(ctx, here, answered(served), s), k.trackFlows(ctx, s, here, served)))
 }
 
-// look reads what there is on this machine: its addresses, and the routes of each stack.
+// look reads what there is on this machine: its addresses, and the routes of each stack. A list that changed while it was read may
+// lack entries, so it is read again; where others change routes all the time, the error is left for the next Reconcile.
 func (k *Kernel) look() (here addresses, err error) {
+	const tries = 5
+	for range tries {
+		if here, err = k.lookOnce(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return here, err
+}
+
+func (k *Kernel) lookOnce() (here addresses, err error) {
 	for _, st := range k.stacks {
 		if err := st.readRoutes(k.net); err != nil {
 			return here, err

@@ -92,7 +92,7 @@ func (n *network) change(kind, flags uint16, list []ownRoute) (refused []error, 
 
 // send asks for an answer to the last message. The kernel answers others only when it refuses what they ask for.
 func (n *network) send(kind, flags uint16, list []ownRoute) error {
-	const longest = 16 + unix.SizeofRtMsg + 2*(unix.SizeofRtAttr+16) // bytes of one message
+	const longest = unix.SizeofNlMsghdr + unix.SizeofRtMsg + 2*(unix.SizeofRtAttr+16) // bytes of one message
 	b := make([]byte, 0, len(list)*longest)
 	for i, r := range list {
 		n.routes.Seq++
