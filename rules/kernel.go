@@ -129,7 +129,7 @@ func (k *Kernel) Reconcile(ctx context.Context, s *model.Snapshot) error {
 		k.leaveOthers(ctx)
 		k.clean = true
 	}
-	return model.Partial(errors.Join(err, k.assign(ctx, here, answered(served), s), k.trackFlows(ctx, s, here, served)))
+	return model.Partial(errors.Join(err, k.assign(ctx, here, answered(served), s), k.trackFlows(ctx, s, here)))
 }
 
 // look reads what there is on this machine: its addresses, and the routes of each stack. A list that changed while it was read may
@@ -154,25 +154,26 @@ func (k *Kernel) lookOnce() (here addresses, err error) {
 }
 
 // trackFlows makes room for connections, deletes those of UDP that lead to endpoints which are gone, and has the service ports
-// counted. The rules stand: what is deleted comes again by them.
-func (k *Kernel) trackFlows(ctx context.Context, s *model.Snapshot, here addresses, plans []*plan.Plan) error {
+// counted. The rules stand: what is deleted comes again by them. A family whose rules failed this time goes on with those of before, and
+// so do its flows.
+func (k *Kernel) trackFlows(ctx context.Context, s *model.Snapshot, here addresses) error {
 	if !k.sized {
 		if _, err := conntrack.Size(k.conntrackOptions()); err != nil {
 			return err
 		}
 		k.sized = true
 	}
+	nodePorts, err := k.nodePortAddresses(here)
+	if err != nil {
+		return err
+	}
 	var local []netip.Addr // where NodePorts are served
 	for _, p := range here.others {
-		if slices.ContainsFunc(plans, func(pl *plan.Plan) bool { return servesNodePorts(pl, p.Addr()) }) {
+		if slices.ContainsFunc(nodePorts, func(n netip.Prefix) bool { return n.Contains(p.Addr()) }) {
 			local = append(local, p.Addr())
 		}
 	}
 	return k.flows.Reconcile(ctx, s, local)
-}
-
-func servesNodePorts(p *plan.Plan, a netip.Addr) bool {
-	return slices.ContainsFunc(p.NodePortAddresses, func(n netip.Prefix) bool { return n.Contains(a) })
 }
 
 // bring withdraws what goes away and brings about the rest, but for new addresses. It returns the plans that are now in force.

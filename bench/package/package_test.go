@@ -297,7 +297,7 @@ func (m *machine) again() {
 
 func (m *machine) kernelIsClean() {
 	m.t.Helper()
-	kernel := m.sh("iptables-save; iptables-legacy-save; ip link; ip route; ip address")
+	kernel := m.sh("iptables-save; iptables-legacy-save; ip link; ip route show table all; ip address")
 	for _, ours := range []string{"SALLY-", "sally0", "10.244.1.0", vip} {
 		if strings.Contains(kernel, ours) {
 			m.t.Errorf("%s is left in\n%s", ours, kernel)

@@ -19,7 +19,7 @@ func newCleanup() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove every rule, route, link and address of Sallyport from this machine",
 		Long: `Remove the chains named SALLY-* and the jumps to them from both iptables backends and families, the sets of these names, the nftables
-tables "sallyport", the routes to pods that Sallyport made, and the link sally0 with its addresses. What others made is not touched. Stop "sallyport run" first.`,
+tables "sallyport", the routes to pods that Sallyport made, and the link sally0 with its VIPs. What others made is not touched. Stop "sallyport run" first.`,
 		Example: "  sallyport cleanup",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
