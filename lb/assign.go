@@ -15,7 +15,7 @@ import (
 // costs it none of its other addresses. So is a port that an older Service has at the same address. A Service that another
 // controller serves gets no VIPs: it would be in two places.
 func Assign(s *model.Snapshot, pools []Pool) {
-	a := assigner{out: s, pools: pools, names: poolNames(pools), holder: make(map[netip.Addr]*model.Service, len(s.Services))}
+	a := assigner{out: s, statuses: s.Statuses, pools: pools, names: poolNames(pools), holder: make(map[netip.Addr]*model.Service, len(s.Services))}
 	ours := make([]*model.Service, 0, len(s.Services))
 	for i := range s.Services {
 		svc := &s.Services[i]
@@ -38,16 +38,17 @@ func byAge(a, b *model.Service) int {
 }
 
 type assigner struct {
-	out    *model.Snapshot
-	pools  []Pool
-	names  string                        // of the pools, for messages
-	holder map[netip.Addr]*model.Service // of each address of a pool that is asked for: the oldest that does
+	out      *model.Snapshot
+	statuses []model.Status // those from that of the next Service on: both are ordered by Ref
+	pools    []Pool
+	names    string                        // of the pools, for messages
+	holder   map[netip.Addr]*model.Service // of each address of a pool that is asked for: the oldest that does
 }
 
 // isOurs says whether no other controller serves the Service, and settles Status.Served, which translation leaves false
 // where only the pools tell. An address or name in its status that is not of a pool is not from here.
 func (a *assigner) isOurs(s *model.Service) bool {
-	st := a.out.Status(s.Ref)
+	st := a.status(s.Ref)
 	if st == nil || st.Served {
 		return true
 	}
@@ -60,6 +61,21 @@ func (a *assigner) isOurs(s *model.Service) bool {
 				"sallyport.io/edge, or, if that controller is gone, clear its status", cmp.Or(st.Addresses[i].Hostname, st.Addresses[i].IP.String()))
 	}
 	return st.Served
+}
+
+// status returns the status of the object named by ref, or nil. Calls come in the order of refs: to search for each of 10,000
+// Services was a quarter of a snapshot's making.
+func (a *assigner) status(ref model.ObjectRef) *model.Status {
+	for len(a.statuses) > 0 {
+		switch c := a.statuses[0].Ref.Compare(ref); {
+		case c == 0:
+			return &a.statuses[0]
+		case c > 0:
+			return nil
+		}
+		a.statuses = a.statuses[1:]
+	}
+	return nil
 }
 
 // claim makes the Service holder of the addresses that no older one asks for.
