@@ -40,19 +40,14 @@ type contender interface {
 func byAddress(n int) [3]int { return [3]int{0, n / 2, n - 1} }
 
 // A kubeProxy is a real kube-proxy with its defaults, but for the size of conntrack's table, which is read-only here.
-type kubeProxy struct{ binary, mode string }
+type kubeProxy struct {
+	binary, mode string
+	upTo         int // Services; 0 is no end
+}
 
 func (k kubeProxy) name() string { return "kube-proxy " + k.mode }
 
-// kubeProxyMost is where the iptables mode stops: from nothing, 10,000 Services take minutes, and more of them hours.
-const kubeProxyMost = 10_000
-
-func (k kubeProxy) most() int {
-	if k.mode == "iptables" {
-		return kubeProxyMost
-	}
-	return 0
-}
+func (k kubeProxy) most() int { return k.upTo }
 
 func (k kubeProxy) prepare(e *edgeHost, s *site) error {
 	s.members = append(s.members, e)

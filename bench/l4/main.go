@@ -44,6 +44,8 @@ type options struct {
 	only      string // part of the names of the contenders to run
 	sallyport string // the binary; empty: built from this source tree
 	out       string
+	// kubeProxyMost is where kube-proxy's iptables mode stops: from nothing, 10,000 Services take it minutes, and more of them hours.
+	kubeProxyMost int
 }
 
 // complete is the plan of a full run: it takes about 20 minutes, a third of which kube-proxy's iptables mode needs to
@@ -62,6 +64,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.only, "only", "", "run only contenders whose `name` has this in it")
 	f.StringVar(&o.sallyport, "sallyport", "", "`path` of the binary (default: built from this source tree)")
 	f.StringVar(&o.out, "out", "bench/results", "`folder` for l4.md and l4.svg")
+	f.IntVar(&o.kubeProxyMost, "kube-proxy-iptables", 10_000, "most Services that kube-proxy's iptables mode is run with")
 	f.IntVar(&o.plan.starts, "starts", o.plan.starts, "starts from nothing; one where that takes more than 30 s")
 	f.IntVar(&o.plan.rounds, "rounds", o.plan.rounds, "rounds of connections")
 	f.IntVar(&o.plan.changes, "changes", o.plan.changes, "changes of an endpoint, at most")
@@ -200,8 +203,8 @@ func candidates(ctx context.Context, o options, dir string, log *slog.Logger) (c
 		}
 	}
 	for _, c := range []contender{
-		kubeProxy{programs["kube-proxy"], "iptables"},
-		kubeProxy{programs["kube-proxy"], "nftables"},
+		kubeProxy{programs["kube-proxy"], "iptables", o.kubeProxyMost},
+		kubeProxy{programs["kube-proxy"], "nftables", 0},
 		sallyport{binary: binary, dataplane: "iptables", backend: "nft"},
 		sallyport{binary: binary, dataplane: "iptables", backend: "legacy"},
 		sallyport{binary: binary, dataplane: "nftables"},
