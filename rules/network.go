@@ -55,6 +55,7 @@ func openNetwork() (*network, error) {
 	return n, nil
 }
 
+// Close lets go of its sockets.
 func (n *network) Close() {
 	n.Handle.Close()
 	n.routes.Close()

@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sallyport/rules/netlab"
 	"sallyport/rules/scenario"
 )
 
@@ -58,7 +59,7 @@ func TestCounts(t *testing.T) {
 				n := newNetwork(t)
 				n.echo(t, f)
 				n.translate(t, f, "tcp", f.pods[0])
-				in(t, n.edge, func() { sh(t, "sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=1") })
+				netlab.In(t, n.edge, func() { netlab.Run(t, "sysctl", "-qw", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=1") })
 				registry := prometheus.NewRegistry()
 				reconcile(t, newTracker(t, n, registry), dns("TCP", 0))
 				if got := scrape(t, registry); slices.ContainsFunc(keys(got), func(k string) bool { return strings.HasPrefix(k, "sallyport_l4") }) {
@@ -165,7 +166,7 @@ func (n *network) make(t testing.TB, count int, mark uint32, dst func(i int) net
 func TestEventsAreFiltered(t *testing.T) {
 	n := newNetwork(t)
 	var ends *events
-	in(t, n.edge, func() {
+	netlab.In(t, n.edge, func() {
 		var err error
 		if ends, err = listen(0x53000000, 0xff000000); err != nil {
 			t.Fatal(err)
@@ -174,7 +175,7 @@ func TestEventsAreFiltered(t *testing.T) {
 	defer ends.close()
 	for _, mark := range []uint32{0, 0x54000000, 0x53000007, 0x00000053, 0x53000008} {
 		n.make(t, 1, mark, nil)
-		in(t, n.edge, func() { sh(t, "conntrack", "-F") })
+		netlab.In(t, n.edge, func() { netlab.Run(t, "conntrack", "-F") })
 	}
 	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
 	defer stop()
@@ -195,7 +196,7 @@ func TestOverrun(t *testing.T) {
 	n := newNetwork(t)
 	registry := prometheus.NewRegistry()
 	var tr *Tracker
-	in(t, n.edge, func() {
+	netlab.In(t, n.edge, func() {
 		var err error
 		if tr, err = New(Options{Mark: 0x53000000, MarkMask: 0xff000000, Metrics: registry}); err != nil {
 			t.Fatal(err)
@@ -215,7 +216,7 @@ func TestOverrun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in(t, n.edge, func() { sh(t, "conntrack", "-F") })
+	netlab.In(t, n.edge, func() { netlab.Run(t, "conntrack", "-F") })
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() { ended <- tr.Run(ctx) }()

@@ -2,71 +2,14 @@ package conntrack
 
 import (
 	"net"
-	"os"
-	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"sallyport/rules/netlab"
 )
-
-// newNamespace makes a network namespace that ends with the test. Without root the test is skipped, except where the lab, and
-// so root, is required.
-func newNamespace(t testing.TB) netns.NsHandle {
-	t.Helper()
-	if os.Geteuid() != 0 && os.Getenv("SALLYPORT_LAB") != "required" {
-		t.Skip("connection tracking and network namespaces need root")
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	here, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer here.Close()
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatalf("make a network namespace (these tests need root): %v", err)
-	}
-	t.Cleanup(func() { ns.Close() })
-	sh(t, "ip", "link", "set", "lo", "up")
-	if err := netns.Set(here); err != nil {
-		t.Fatal(err)
-	}
-	return ns
-}
-
-// in runs f inside a namespace, on a thread of its own.
-func in(t testing.TB, ns netns.NsHandle, f func()) {
-	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	here, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer here.Close()
-	if err := netns.Set(ns); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := netns.Set(here); err != nil {
-			panic(err) // the thread must not go on in the wrong namespace
-		}
-	}()
-	f()
-}
-
-func sh(t testing.TB, command ...string) string {
-	t.Helper()
-	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
-	}
-	return string(out)
-}
 
 // The network of these tests: a client, and an edge that has the VIPs, and the pods' addresses on its loopback.
 type network struct{ client, edge netns.NsHandle }
@@ -86,30 +29,31 @@ var families = []family{
 
 func newNetwork(t testing.TB) *network {
 	t.Helper()
-	n := &network{client: newNamespace(t), edge: newNamespace(t)}
-	in(t, n.edge, func() {
+	n := &network{client: netlab.Namespace(t), edge: netlab.Namespace(t)}
+	netlab.In(t, n.edge, func() {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = "front"
 		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "up0", PeerNamespace: netlink.NsFd(n.client)}); err != nil {
 			t.Fatal(err)
 		}
-		sh(t, "ip", "link", "set", "front", "up")
+		netlab.Run(t, "ip", "link", "set", "lo", "up")
+		netlab.Run(t, "ip", "link", "set", "front", "up")
 		for _, f := range families {
-			sh(t, "ip", "addr", "add", f.edge+f.prefix, "dev", "front", "nodad")
+			netlab.Run(t, "ip", "addr", "add", f.edge+f.prefix, "dev", "front", "nodad")
 			for _, a := range []string{f.vip, f.pods[0], f.pods[1]} {
-				sh(t, "ip", "addr", "add", a+f.local, "dev", "lo", "nodad")
+				netlab.Run(t, "ip", "addr", "add", a+f.local, "dev", "lo", "nodad")
 			}
-			sh(t, f.iptables, "-w", "-A", "INPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP") // from here on, flows are tracked
+			netlab.Run(t, f.iptables, "-w", "-A", "INPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP") // from here on, flows are tracked
 		}
 		if _, err := Size(Options{}); err != nil {
 			t.Fatal(err)
 		}
 	})
-	in(t, n.client, func() {
-		sh(t, "ip", "link", "set", "up0", "up")
+	netlab.In(t, n.client, func() {
+		netlab.Run(t, "ip", "link", "set", "up0", "up")
 		for _, f := range families {
-			sh(t, "ip", "addr", "add", f.client+f.prefix, "dev", "up0", "nodad")
-			sh(t, "ip", "route", "add", f.route, "via", f.edge)
+			netlab.Run(t, "ip", "addr", "add", f.client+f.prefix, "dev", "up0", "nodad")
+			netlab.Run(t, "ip", "route", "add", f.route, "via", f.edge)
 		}
 	})
 	return n
@@ -118,17 +62,17 @@ func newNetwork(t testing.TB) *network {
 // translate has a port of the family's VIP, and one of the edge's own address, lead to a pod, as rules of Sallyport's do.
 func (n *network) translate(t testing.TB, f family, proto, pod string) {
 	t.Helper()
-	in(t, n.edge, func() {
+	netlab.In(t, n.edge, func() {
 		n.sever(t, f)
 		for _, to := range []string{f.vip + "/53", f.edge + "/30053"} {
 			addr, port, _ := strings.Cut(to, "/")
 			match := []string{f.iptables, "-w", "-t", "nat", "-A", "PREROUTING", "-p", proto, "-d", addr, "--dport", port, "-j"}
-			sh(t, append(match, "CONNMARK", "--set-xmark", "0x53000000/0xff000000")...)
-			sh(t, append(match, "DNAT", "--to-destination", net.JoinHostPort(pod, "53"))...)
+			netlab.Run(t, append(match, "CONNMARK", "--set-xmark", "0x53000000/0xff000000")...)
+			netlab.Run(t, append(match, "DNAT", "--to-destination", net.JoinHostPort(pod, "53"))...)
 		}
 	})
 }
 
 func (n *network) sever(t testing.TB, f family) {
-	in(t, n.edge, func() { sh(t, f.iptables, "-w", "-t", "nat", "-F") })
+	netlab.In(t, n.edge, func() { netlab.Run(t, f.iptables, "-w", "-t", "nat", "-F") })
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"sallyport/rules/netlab"
 )
 
 func TestCapacity(t *testing.T) {
@@ -91,8 +93,8 @@ func TestSizeOfNothing(t *testing.T) {
 }
 
 func TestSizeInNamespace(t *testing.T) {
-	ns := newNamespace(t)
-	in(t, ns, func() {
+	ns := netlab.Namespace(t)
+	netlab.In(t, ns, func() {
 		o := Options{Max: 1 << 30} // more than any machine has
 		before, err := Check(o)
 		if err != nil {
@@ -110,7 +112,7 @@ func TestSizeInNamespace(t *testing.T) {
 			t.Errorf("Check told %q before and Size %q", before, unset)
 		}
 		for _, name := range []string{"nf_conntrack_acct", "nf_conntrack_events"} {
-			if got := strings.TrimSpace(sh(t, "sysctl", "-n", "net.netfilter."+name)); got != "1" {
+			if got := strings.TrimSpace(netlab.Run(t, "sysctl", "-n", "net.netfilter."+name)); got != "1" {
 				t.Errorf("%s is %s after Size", name, got)
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"sallyport/rules/netlab"
 	"sallyport/rules/scenario"
 	"sallyport/watcher/model"
 )
@@ -21,7 +22,7 @@ import (
 func newTracker(t testing.TB, n *network, r prometheus.Registerer) *Tracker {
 	t.Helper()
 	var tr *Tracker
-	in(t, n.edge, func() {
+	netlab.In(t, n.edge, func() {
 		var err error
 		if tr, err = New(Options{Mark: 0x53000000, MarkMask: 0xff000000, Metrics: r}); err != nil {
 			t.Fatal(err)
@@ -68,7 +69,7 @@ type peer struct {
 func (n *network) dial(t testing.TB, proto, addr, port string) *peer {
 	t.Helper()
 	var conn net.Conn
-	in(t, n.client, func() {
+	netlab.In(t, n.client, func() {
 		var err error
 		if conn, err = net.DialTimeout(proto, net.JoinHostPort(addr, port), 5*time.Second); err != nil {
 			t.Fatal(err)
@@ -99,7 +100,7 @@ func (p *peer) ask() string {
 // answer has both pods of a family answer by their address, by UDP.
 func (n *network) answer(t testing.TB, f family) {
 	for _, pod := range f.pods {
-		in(t, n.edge, func() {
+		netlab.In(t, n.edge, func() {
 			l, err := net.ListenPacket("udp", net.JoinHostPort(pod, "53"))
 			if err != nil {
 				t.Fatal(err)
@@ -182,9 +183,9 @@ func TestStaleUDPOfServiceGone(t *testing.T) {
 
 // entries lists the edge's table, without what changes by itself.
 func (n *network) entries(t testing.TB, proto string) (list string) {
-	in(t, n.edge, func() {
+	netlab.In(t, n.edge, func() {
 		for _, version := range []string{"ipv4", "ipv6"} {
-			list += sh(t, "conntrack", "-L", "-f", version, "-p", proto, "-o", "id")
+			list += netlab.Run(t, "conntrack", "-L", "-f", version, "-p", proto, "-o", "id")
 		}
 	})
 	return list
@@ -199,7 +200,7 @@ func TestOthersStay(t *testing.T) {
 	n.translate(t, f, "tcp", f.pods[0])
 	tcp := n.dial(t, "tcp", f.vip, "53")
 	reconcile(t, tr, dns("TCP", 0))
-	in(t, n.client, func() { sh(t, "ip", "route", "add", "10.1.0.0/24", "via", f.edge) })
+	netlab.In(t, n.client, func() { netlab.Run(t, "ip", "route", "add", "10.1.0.0/24", "via", f.edge) })
 	if got := n.dial(t, "udp", f.pods[1], "53").ask(); got != f.pods[1] {
 		t.Fatalf("a pod's own address is answered by %q", got)
 	}
@@ -216,7 +217,7 @@ func TestOthersStay(t *testing.T) {
 // echo has both pods of a family send back what they get, by TCP.
 func (n *network) echo(t testing.TB, f family) {
 	for _, pod := range f.pods {
-		in(t, n.edge, func() {
+		netlab.In(t, n.edge, func() {
 			l, err := net.Listen("tcp", net.JoinHostPort(pod, "53"))
 			if err != nil {
 				t.Fatal(err)
@@ -242,8 +243,8 @@ func (n *network) echo(t testing.TB, f family) {
 func TestRefusedUDPLeavesNoEntry(t *testing.T) {
 	n := newNetwork(t)
 	for _, f := range families {
-		in(t, n.edge, func() {
-			sh(t, f.iptables, "-w", "-A", "INPUT", "-p", "udp", "-d", f.vip, "-j", "REJECT")
+		netlab.In(t, n.edge, func() {
+			netlab.Run(t, f.iptables, "-w", "-A", "INPUT", "-p", "udp", "-d", f.vip, "-j", "REJECT")
 		})
 		if got := n.dial(t, "udp", f.vip, "53").ask(); got != "refused" {
 			t.Errorf("%s: answered by %q", f.name, got)

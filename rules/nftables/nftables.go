@@ -131,7 +131,7 @@ func (d *Dataplane) sweep(ctx context.Context, old, next Table) Table {
 		return next
 	}
 	if err := d.run(ctx, removal); err != nil {
-		d.log.WarnContext(ctx, "chains that nothing leads to are left for now", "table", next.name(), "err", err)
+		d.log.WarnContext(ctx, "chains that nothing leads to stay until the next change removes them", "table", next.name(), "err", err)
 		return next.with(d.held(ctx, next))
 	}
 	return next

@@ -42,7 +42,7 @@ func TestParseRefusesWhatIsCut(t *testing.T) {
 }
 
 func TestInitIsAnswered(t *testing.T) {
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 && os.Getenv("SALLYPORT_LAB") != "required" {
 		t.Skip("raw sockets need root")
 	}
 	server, err := Listen(9999, "pod-1", slog.New(slog.NewTextHandler(t.Output(), nil)))
